@@ -1,0 +1,3 @@
+module sca-probe
+
+go 1.26
