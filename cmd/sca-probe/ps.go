@@ -1,0 +1,75 @@
+package main
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"sca-probe/pkg/pyframes"
+)
+
+// processRow is what ps prints of one process.
+type processRow struct {
+	PID       int    `json:"pid"`
+	Version   string `json:"version,omitempty"`
+	Linkage   string `json:"linkage,omitempty"`
+	Engine    bool   `json:"engine"`
+	Supported bool   `json:"supported"`
+	Reason    string `json:"reason,omitempty"` // why it is not supported
+	Path      string `json:"path"`
+	BuildID   string `json:"build_id,omitempty"`
+}
+
+func newPsCommand() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "ps",
+		Short: "List the Python processes on this node",
+		Long: `List the Python processes on this node: version and build, how CPython is linked, whether the
+engine is in it, and whether sca-probe supports it. Processes that this user may not read are left
+out, and counted on standard error.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("ps takes no arguments, got %q", args[0])}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			rows, unreadable, err := listProcesses()
+			if err != nil {
+				return err
+			}
+			if unreadable > 0 {
+				fmt.Fprintf(cmd.ErrOrStderr(), "sca-probe: %d processes could not be read: run as root, or with CAP_SYS_PTRACE\n", unreadable)
+			}
+			if asJSON {
+				return writeJSON(cmd.OutOrStdout(), rows)
+			}
+			return printProcesses(cmd.OutOrStdout(), rows)
+		},
+	}
+	jsonFlag(cmd, &asJSON)
+	return cmd
+}
+
+func printProcesses(w io.Writer, rows []processRow) error {
+	table := newTable(w)
+	fmt.Fprintln(table, "PID\tPYTHON\tLINKAGE\tENGINE\tSUPPORTED\tPATH")
+	for _, row := range rows {
+		supported := yesNo(row.Supported)
+		if row.Reason != "" {
+			supported += ": " + row.Reason
+		}
+		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\n", row.PID, orDash(row.Version), orDash(row.Linkage),
+			yesNo(row.Engine), supported, row.Path)
+	}
+	return table.Flush()
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}
