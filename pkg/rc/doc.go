@@ -1,0 +1,8 @@
+// Package rc is Remote Configuration: where targets come from.
+//
+// A [Source] yields the whole desired set each time it changes, never a change to it, so that a
+// repeated, lost or reordered update does no harm: whoever acts on it compares the set with what
+// is there. The payload is
+//
+//	{"sca_instrumentation": {"targets": ["module.submodule:function", "package.module:Class.method"]}}
+package rc
