@@ -13,7 +13,7 @@ GATES = ("DD_SCA_DETECTION_ENABLED", "DD_APPSEC_ENABLED", "DD_APPSEC_SCA_ENABLED
 RC_FILE_VARIABLE = "SCA_PROBE_RC_FILE"
 DEFAULT_RC_FILE = "/etc/sca-probe/targets.json"
 
-_engine = None
+_loaded = None  # the module sca_probe._engine, once started
 
 
 def enabled(environ=os.environ):
@@ -42,7 +42,7 @@ def start(rc_file=None):
     Returns True when the engine runs. Never raises: an application must start whether or not the
     engine can; why it did not is logged to the logger "sca_probe".
     """
-    global _engine
+    global _loaded
     if not enabled():
         return False
     try:
@@ -58,7 +58,7 @@ def start(rc_file=None):
         path = rc_file or os.environ.get(RC_FILE_VARIABLE) or DEFAULT_RC_FILE
         engine.start(os.path.abspath(path), sys.version_info[0], sys.version_info[1])
         atexit.register(engine.stop)
-        _engine = engine
+        _loaded = engine
         return True
     except Exception as error:
         _log("the engine stays off: %s", error)
@@ -75,7 +75,7 @@ def targets():
     """The state of every target: a list of dicts with target, state, reason and hits."""
     import json
 
-    return json.loads(_engine.targets()) if _engine else []
+    return json.loads(_loaded.targets()) if _loaded else []
 
 
 def stats():
@@ -84,7 +84,7 @@ def stats():
     Also answers in a forked child, where hits go on being counted.
     """
     result = {}
-    for hook in _engine.hooks() if _engine else ():
+    for hook in _loaded.hooks() if _loaded else ():
         entry = result.setdefault(hook.target, {"hits": 0, "callers": []})
         entry["hits"] += hook.hits
         entry["callers"] += [
