@@ -12,9 +12,11 @@ PYLIB  := build/lib/sca-probe/python
 ENGINE := $(PYLIB)/sca_probe/_engine.abi3.so
 VENV   := build/demo-venv
 
-GO_SOURCES := $(shell find bpf cmd pkg -name '*.go' -o -name '*.o') go.mod go.sum
+GO_SOURCES := $(shell find $(wildcard bpf cmd pkg) -name '*.go' ! -name '*_test.go' -o -name '*.o') go.mod go.sum
 C_SOURCES  := $(wildcard cmd/sca-engine/*.[ch])
 PY_SOURCES := $(shell find python -name '*.py')
+PY_BUILT   := $(PY_SOURCES:python/%=$(PYLIB)/%)
+BPF_C      := $(filter-out bpf/vmlinux%,$(wildcard bpf/*.[ch]))
 
 # Python's headers, of any version from 3.8 on: the engine uses the stable ABI alone.
 export CGO_CFLAGS = -O2 -g $(shell scripts/python-include 2>/dev/null)
@@ -32,16 +34,19 @@ deps-dev: ## install what generating and linting need besides
 	@scripts/install-deps build dev
 
 .PHONY: build
-build: deps $(PROBE) $(ENGINE) ## build the observer and the engine into build/
+build: deps $(PROBE) $(ENGINE) $(PY_BUILT) ## build the observer and the engine into build/
+
+$(PROBE) $(ENGINE): | deps
 
 $(PROBE): $(GO_SOURCES)
 	CGO_ENABLED=0 go build -o $@ ./cmd/sca-probe
 
-$(ENGINE): $(GO_SOURCES) $(C_SOURCES) $(PY_SOURCES)
-	mkdir -p $(PYLIB)
-	cp -r python/. $(PYLIB)/
+$(ENGINE): $(GO_SOURCES) $(C_SOURCES)
 	CGO_ENABLED=1 go build -buildmode=c-shared -o $@ ./cmd/sca-engine
-	rm -f $(PYLIB)/sca_probe/_engine.abi3.h
+	rm -f $(@:.so=.h)
+
+$(PYLIB)/%.py: python/%.py
+	install -D -m 644 $< $@
 
 .PHONY: pythons
 pythons: ## unpack the interpreters that the tests run on, where the machine lacks them
@@ -58,31 +63,35 @@ demo: build $(VENV)/ready ## close the loop once on a real Flask service, narrat
 	go run ./testenv/demo $(PROBE) $(VENV)/bin/python testenv/demo/app.py
 
 .PHONY: test
-test: build pythons ## run every test (the eBPF tests need root)
-	@scripts/need-root
-	go test -timeout 30m -p 2 ./...
+test: build pythons ## run every test (those on eBPF as root, by sudo where need be)
+	@scripts/as-root true
+	go test -timeout 30m -p 2 -exec "$(CURDIR)/scripts/as-root" ./...
 
 .PHONY: test-all
 test-all: test bench ## run the tests, then the benchmarks
 
 .PHONY: bench
 bench: build pythons ## measure the hook beside a wrapper and sys.monitoring, and the time to patch
-	go test -run '^$$' -bench . -benchtime 1x ./testenv/loop
+	@scripts/as-root true
+	go test -run '^$$' -bench . -benchtime 1x -exec "$(CURDIR)/scripts/as-root" ./testenv/loop
 
 .PHONY: generate
 generate: deps-dev ## compile the kernel programs in bpf/
-	go generate ./bpf
+	BPF2GO_CC=clang-19 BPF2GO_STRIP=llvm-strip-19 go generate ./bpf
 
 .PHONY: lint
-lint: deps-dev ## check style: golangci-lint, clang-format
-	clang-format-19 --dry-run -Werror bpf/*.c cmd/sca-engine/*.[ch]
+lint: deps-dev ## check style: clang-format, go vet, golangci-lint
+	clang-format-19 --dry-run -Werror $(BPF_C) $(C_SOURCES)
+	go vet ./...
 	go tool -modfile=tools/go.mod golangci-lint run ./...
 
 .PHONY: install
 install: build ## install into PREFIX (default /usr/local)
 	install -D -m 755 $(PROBE) $(DESTDIR)$(PREFIX)/bin/sca-probe
-	mkdir -p $(DESTDIR)$(PREFIX)/lib/sca-probe
-	cp -r $(PYLIB) $(DESTDIR)$(PREFIX)/lib/sca-probe/
+	@# install(1) replaces files; writing over an engine that a process has loaded would crash it.
+	cd build && find lib -name '*.py' -o -name '*.so' | while read -r file; do \
+		install -D -m 644 "$$file" "$(DESTDIR)$(abspath $(PREFIX))/$$file"; \
+	done
 
 .PHONY: clean
 clean: ## remove everything that was built
