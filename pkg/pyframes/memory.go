@@ -49,7 +49,7 @@ const (
 	pageSize = 4096
 	// One answer reads at most this much. sys.modules of a large service, its modules'
 	// namespaces and all their keys are under 10 MiB.
-	readBudget = 256 << 20
+	readBudget = 128 << 20
 )
 
 // pageCache reads whole pages once. One answer uses one cache: the thousands of short
@@ -78,8 +78,9 @@ func (c *pageCache) readAt(b []byte, addr uint64) error {
 		}
 		return c.under.readAt(b, addr)
 	}
-	// Cached pages cost time too, so garbage that points at itself runs out of budget.
-	if err := c.spend(len(b)); err != nil {
+	// Cached pages cost time too, so garbage that points at itself runs out of budget: a
+	// read counts as a cache line at least.
+	if err := c.spend(max(len(b), 64)); err != nil {
 		return err
 	}
 	for len(b) > 0 {
