@@ -1,0 +1,84 @@
+package evalloop
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"sca-probe/testenv"
+)
+
+// evalLoopFile asks an interpreter for its version and for the file that holds its eval loop.
+func evalLoopFile(t *testing.T, in testenv.Interpreter) (path string, minor int) {
+	t.Helper()
+	out, err := exec.Command(in.Path, "-c", `import sys
+maps = [l.split()[-1] for l in open("/proc/self/maps") if "r-xp" in l]
+libs = [m for m in maps if "/libpython3" in m]
+print(sys.version_info[1], (libs or maps)[0])`).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(string(out))
+	minor, err = strconv.Atoi(fields[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fields[1], minor
+}
+
+func TestFind(t *testing.T) {
+	testenv.EachInterpreter(t, func(t *testing.T, in testenv.Interpreter) {
+		path, minor := evalLoopFile(t, in)
+		table, err := Find(path, 3, minor)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(table.Sites) != len(releases[[2]int{3, minor}].resumes) {
+			t.Errorf("%d sites, want one for each RESUME", len(table.Sites))
+		}
+		for _, site := range table.Sites {
+			t.Logf("%+v", site)
+			if table.Redispatch && !site.Thread.Known {
+				t.Errorf("opcode %d: the thread state is not known", site.Opcode)
+			}
+		}
+		for _, wrong := range []int{11, 13, 14} {
+			if wrong == minor {
+				continue
+			}
+			if _, err := Find(path, 3, wrong); !errors.Is(err, ErrUnknownBuild) {
+				t.Errorf("taken for 3.%d: %v, want ErrUnknownBuild", wrong, err)
+			}
+		}
+		t.Run("truncated", func(t *testing.T) {
+			data, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, size := range []int{0, 100, len(data) / 3, len(data) - 100} {
+				cut := filepath.Join(t.TempDir(), "cut")
+				if err := os.WriteFile(cut, data[:size], 0o600); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := Find(cut, 3, minor); !errors.Is(err, ErrUnknownBuild) {
+					t.Errorf("cut to %d bytes: %v, want ErrUnknownBuild", size, err)
+				}
+			}
+		})
+	})
+}
+
+func TestFindRefusesWhatIsNoInterpreter(t *testing.T) {
+	for _, path := range []string{"/bin/true", "/bin/sh", "find.go", "/nonexistent"} {
+		if _, err := Find(path, 3, 11); !errors.Is(err, ErrUnknownBuild) {
+			t.Errorf("%s: %v, want ErrUnknownBuild", path, err)
+		}
+	}
+	if _, err := Find("/bin/true", 3, 7); !errors.Is(err, ErrUnknownBuild) {
+		t.Errorf("3.7: %v, want ErrUnknownBuild", err)
+	}
+}
