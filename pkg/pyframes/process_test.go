@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"sca-probe/pkg/pyframes"
 	"sca-probe/pkg/rc"
@@ -218,6 +219,14 @@ func TestEvidenceUnderTracing(t *testing.T) {
 		if executed(t, p, "shapes:never") {
 			t.Error("never is reported as executed under tracing")
 		}
+		s.Exec("def inside(): pass\nsys.settrace(lambda *args: inside()); (lambda: 0)(); sys.settrace(None)")
+		e, err := p.Evidence(resolve(t, p, "shapes:inside").Code)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Executed == (e.Misses != "") {
+			t.Errorf("a call from inside a trace function: %+v; want it seen, or named as missed", e)
+		}
 		if p.Interpreter().Version.Minor < 12 {
 			return
 		}
@@ -283,6 +292,26 @@ func TestGoneProcess(t *testing.T) {
 		}
 		if _, err := pyframes.OpenProcess(s.PID()); !errors.Is(err, pyframes.ErrNoProcess) {
 			t.Errorf("open: %v, want ErrNoProcess", err)
+		}
+	})
+}
+
+func TestReplacedProgramIsGone(t *testing.T) {
+	testenv.EachInterpreter(t, func(t *testing.T, in testenv.Interpreter) {
+		s := testenv.StartSubject(t, in)
+		p := open(t, s)
+		s.Exec("threading.Timer(0.05, os.execv, ('/bin/sleep', ['sleep', '60'])).start()")
+		comm := fmt.Sprintf("/proc/%d/comm", s.PID())
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			if name, err := os.ReadFile(comm); err == nil && string(name) == "sleep\n" {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("the subject did not replace its program")
+			}
+		}
+		if f, err := p.Resolve(rc.Target{Module: "shapes", QualName: "plain"}); !errors.Is(err, pyframes.ErrNoProcess) {
+			t.Errorf("%+v, %v; want ErrNoProcess", f, err)
 		}
 	})
 }
