@@ -287,14 +287,15 @@ func TestFileBehindALink(t *testing.T) {
 
 func TestFolderCreatedLaterThenReplaced(t *testing.T) {
 	t.Parallel()
-	folder := filepath.Join(t.TempDir(), "etc", "sca-probe")
+	etc := filepath.Join(t.TempDir(), "etc")
+	folder := filepath.Join(etc, "sca-probe")
 	path := filepath.Join(folder, "targets.json")
 	w := startWatch(t, path)
 	w.expect()
 	mkdir(t, folder)
 	replace(t, path, payload("a:b"))
 	w.expect("a:b")
-	rename(t, folder, folder+".old")
+	rename(t, etc, etc+".old") // of which the watch, on a folder further down, hears nothing
 	w.expect()
 	mkdir(t, folder)
 	replace(t, path, payload("c:d"))
