@@ -9,14 +9,16 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-#define MAX_SITES 8
+#define MAX_SITES 128
 
 struct site {
 	__u64 code_tag;      /* bits to clear in the frame's code pointer */
 	__u32 frame_code;    /* offset of the code pointer in the frame */
 	__u32 eval_breaker;  /* offsets in the thread state */
 	__u32 tracing;
-	__u32 code_version;  /* offset in the code object */
+	__u32 code_version;  /* offsets in the code object */
+	__u32 code_name;
+	__u32 code_first_line;
 	__s32 thread_disp;
 	__u8 frame, instr;   /* registers */
 	__u8 instr_ahead;    /* how far instr is past the RESUME, in bytes */
@@ -24,7 +26,16 @@ struct site {
 	__u8 redispatch;     /* compare versions: an old one runs again */
 	__u8 thread;         /* register, or the base of the memory operand */
 	__u8 thread_memory;
-	__u8 reserved;
+	__u8 reserved[5];
+};
+
+/* A code object's address is used again soon after it was freed: what its name and first line are
+ * tells it from its successor. */
+struct start {
+	__u64 count;
+	__u64 name; /* address of the str */
+	__u32 first_line;
+	__u32 reserved;
 };
 
 struct {
@@ -39,7 +50,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, __u64);
-	__type(value, __u64);
+	__type(value, struct start);
 } starts SEC(".maps");
 
 /* Starts that could not be looked at, since the process's memory was not there to be read. */
@@ -67,8 +78,10 @@ int sca_resume(struct pt_regs *ctx)
 {
 	__u32 index = bpf_get_attach_cookie(ctx);
 	struct site *site = bpf_map_lookup_elem(&sites, &index);
-	__u64 code, thread, breaker, version, *count;
+	__u64 code, thread, breaker, version, name;
 	__u8 instr[2]; /* opcode, oparg */
+	struct start *start;
+	__u32 first_line;
 	__s32 tracing;
 
 	if (!site)
@@ -76,8 +89,12 @@ int sca_resume(struct pt_regs *ctx)
 	if (READ(code, sca_register(ctx, site->frame) + site->frame_code))
 		return fault();
 	code &= ~site->code_tag;
-	count = bpf_map_lookup_elem(&starts, &code);
-	if (!count)
+	start = bpf_map_lookup_elem(&starts, &code);
+	if (!start)
+		return 0;
+	if (READ(name, code + site->code_name) || READ(first_line, code + site->code_first_line))
+		return fault();
+	if (name != start->name || first_line != start->first_line)
 		return 0;
 	if (READ(instr, sca_register(ctx, site->instr) - site->instr_ahead))
 		return fault();
@@ -97,6 +114,6 @@ int sca_resume(struct pt_regs *ctx)
 		if (((breaker ^ version) & ~0xffULL) && !tracing)
 			return 0;
 	}
-	(*count)++;
+	start->count++;
 	return 0;
 }

@@ -14,22 +14,31 @@ import (
 )
 
 type EvalLoopSite struct {
-	_            structs.HostLayout
-	CodeTag      uint64
-	FrameCode    uint32
-	EvalBreaker  uint32
-	Tracing      uint32
-	CodeVersion  uint32
-	ThreadDisp   int32
-	Frame        uint8
-	Instr        uint8
-	InstrAhead   uint8
-	SkipOpcode   uint8
-	Redispatch   uint8
-	Thread       uint8
-	ThreadMemory uint8
-	Reserved     uint8
-	_            [4]byte
+	_             structs.HostLayout
+	CodeTag       uint64
+	FrameCode     uint32
+	EvalBreaker   uint32
+	Tracing       uint32
+	CodeVersion   uint32
+	CodeName      uint32
+	CodeFirstLine uint32
+	ThreadDisp    int32
+	Frame         uint8
+	Instr         uint8
+	InstrAhead    uint8
+	SkipOpcode    uint8
+	Redispatch    uint8
+	Thread        uint8
+	ThreadMemory  uint8
+	Reserved      [5]uint8
+}
+
+type EvalLoopStart struct {
+	_         structs.HostLayout
+	Count     uint64
+	Name      uint64
+	FirstLine uint32
+	Reserved  uint32
 }
 
 // Names of all BPF objects in the ELF.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 
@@ -51,6 +52,39 @@ out, and counted on standard error.`,
 	}
 	jsonFlag(cmd, &asJSON)
 	return cmd
+}
+
+// listProcesses lists the Python processes, and counts those that this user may not read.
+func listProcesses() (rows []processRow, unreadable int, err error) {
+	summaries, err := pyframes.Processes()
+	if err != nil {
+		return nil, 0, err
+	}
+	rows = []processRow{} // an empty list in JSON, not null
+	for _, s := range summaries {
+		if errors.Is(s.Err, pyframes.ErrPermission) {
+			unreadable++
+			continue
+		}
+		rows = append(rows, describe(s))
+	}
+	return rows, unreadable, nil
+}
+
+func describe(s pyframes.Summary) processRow {
+	row := processRow{PID: s.PID, Supported: s.Err == nil}
+	if s.Err != nil {
+		row.Reason = s.Err.Error()
+	}
+	if s.Interpreter != nil {
+		row.Version = s.Interpreter.Version.String()
+		row.Linkage, row.Path, row.BuildID = s.Interpreter.Linkage, s.Interpreter.Path, s.Interpreter.BuildID
+	}
+	if process, err := pyframes.OpenProcess(s.PID); err == nil {
+		_, row.Engine = process.EnginePath()
+		process.Close()
+	}
+	return row
 }
 
 func printProcesses(w io.Writer, rows []processRow) error {

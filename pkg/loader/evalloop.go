@@ -11,16 +11,29 @@ import (
 	"sca-probe/pkg/pyframes/evalloop"
 )
 
+// A Code is a code object to count the starts of. Its address alone does not name it: CPython uses
+// the address again soon after the object was freed.
+type Code struct {
+	Addr      uint64
+	Name      uint64 // address of the str co_name
+	FirstLine uint32
+}
+
+// A CodeLayout says where in a code object those are.
+type CodeLayout struct {
+	Name, FirstLine uint32
+}
+
 // An EvalLoopCounter counts the starts of code objects in one process.
 type EvalLoopCounter struct {
 	objects bpf.EvalLoopObjects
 	links   []link.Link
-	zeros   []uint64 // one for each CPU
+	cpus    int
 }
 
-// NewEvalLoopCounter counts the starts of the code objects at the addresses codes, from now on.
-// binary is the file that holds the process's eval loop, and table what is known of it.
-func NewEvalLoopCounter(pid int, binary string, table *evalloop.Table, codes []uint64) (*EvalLoopCounter, error) {
+// NewEvalLoopCounter counts the starts of code objects from now on. binary is the file that holds the
+// process's eval loop, and table what is known of it.
+func NewEvalLoopCounter(pid int, binary string, table *evalloop.Table, layout CodeLayout, codes []Code) (*EvalLoopCounter, error) {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return nil, fmt.Errorf("counting CPUs: %w", err)
@@ -30,35 +43,37 @@ func NewEvalLoopCounter(pid int, binary string, table *evalloop.Table, codes []u
 		return nil, err
 	}
 	prepare(spec)
-	c := &EvalLoopCounter{zeros: make([]uint64, cpus)}
+	c := &EvalLoopCounter{cpus: cpus}
 	if err := spec.LoadAndAssign(&c.objects, nil); err != nil {
 		return nil, fmt.Errorf("loading the eval-loop program: %w", permission(err))
 	}
-	if err := c.start(pid, binary, table, codes); err != nil {
+	if err := c.start(pid, binary, table, layout, codes); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
 }
 
-func (c *EvalLoopCounter) start(pid int, binary string, table *evalloop.Table, codes []uint64) error {
+func (c *EvalLoopCounter) start(pid int, binary string, table *evalloop.Table, layout CodeLayout, codes []Code) error {
 	if max := int(c.objects.Sites.MaxEntries()); len(table.Sites) > max {
 		return fmt.Errorf("%d probe sites, more than the limit of %d", len(table.Sites), max)
 	}
 	probes := make([]probe, len(table.Sites))
 	for i, s := range table.Sites {
 		site := bpf.EvalLoopSite{
-			CodeTag:      table.CodeTag,
-			FrameCode:    table.FrameCode,
-			EvalBreaker:  table.EvalBreaker,
-			Tracing:      table.ThreadTracing,
-			CodeVersion:  table.CodeVersion,
-			ThreadDisp:   s.Thread.Disp,
-			Frame:        uint8(s.Frame),
-			Instr:        uint8(s.Instr),
-			InstrAhead:   s.InstrAhead,
-			Redispatch:   flag(table.Redispatch),
-			Thread:       uint8(s.Thread.Base),
-			ThreadMemory: flag(s.Thread.Memory),
+			CodeTag:       table.CodeTag,
+			FrameCode:     table.FrameCode,
+			EvalBreaker:   table.EvalBreaker,
+			Tracing:       table.ThreadTracing,
+			CodeVersion:   table.CodeVersion,
+			CodeName:      layout.Name,
+			CodeFirstLine: layout.FirstLine,
+			ThreadDisp:    s.Thread.Disp,
+			Frame:         uint8(s.Frame),
+			Instr:         uint8(s.Instr),
+			InstrAhead:    s.InstrAhead,
+			Redispatch:    flag(table.Redispatch),
+			Thread:        uint8(s.Thread.Base),
+			ThreadMemory:  flag(s.Thread.Memory),
 		}
 		if s.Opcode != table.ResumeCheck {
 			site.SkipOpcode = table.ResumeCheck
@@ -86,16 +101,31 @@ func flag(b bool) uint8 {
 }
 
 // Watch counts one more code object, from now on. One that is watched already goes on as it was.
-func (c *EvalLoopCounter) Watch(code uint64) error {
-	err := c.objects.Starts.Update(code, c.zeros, ebpf.UpdateNoExist)
+func (c *EvalLoopCounter) Watch(code Code) error {
+	entries := make([]bpf.EvalLoopStart, c.cpus)
+	for i := range entries {
+		entries[i].Name, entries[i].FirstLine = code.Name, code.FirstLine
+	}
+	err := c.objects.Starts.Update(code.Addr, entries, ebpf.UpdateNoExist)
 	if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-		return fmt.Errorf("watching the code object at %#x: %w", code, err)
+		return fmt.Errorf("watching the code object at %#x: %w", code.Addr, err)
 	}
 	return nil
 }
 
 // Counts returns the starts so far, by address of the code object.
-func (c *EvalLoopCounter) Counts() (map[uint64]uint64, error) { return readCounts(c.objects.Starts) }
+func (c *EvalLoopCounter) Counts() (map[uint64]uint64, error) {
+	counts := map[uint64]uint64{}
+	var address uint64
+	var entries []bpf.EvalLoopStart
+	all := c.objects.Starts.Iterate()
+	for all.Next(&address, &entries) {
+		for _, entry := range entries {
+			counts[address] += entry.Count
+		}
+	}
+	return counts, all.Err()
+}
 
 // Faults returns how many starts could not be looked at, since memory could not be read. While it
 // is not 0, counts are lower bounds.

@@ -132,7 +132,16 @@ func (s *StaticProbes) collect() {
 }
 
 // Hits returns the firings of sca:hit so far, by address of the patched code object.
-func (s *StaticProbes) Hits() (map[uint64]uint64, error) { return readCounts(s.objects.Hits) }
+func (s *StaticProbes) Hits() (map[uint64]uint64, error) {
+	counts := map[uint64]uint64{}
+	var address uint64
+	var values []uint64
+	all := s.objects.Hits.Iterate()
+	for all.Next(&address, &values) {
+		counts[address] = total(values)
+	}
+	return counts, all.Err()
+}
 
 // Events returns the patches and reverts so far.
 func (s *StaticProbes) Events() []Event {

@@ -68,13 +68,14 @@ type subject struct {
 	target        rc.Target
 	function      *pyframes.Function // nil until it resolves
 	unresolved    *pyframes.UnresolvedError
+	unknown       error // why nothing can be said of it now
 	codes         []codeSeen
 	hooks         map[uint64]*hookSeen // by address
 	patchedBefore bool
 }
 
 type codeSeen struct {
-	addr    uint64
+	pyframes.Code
 	patched bool
 	whole   bool // watched from the window's start
 }
@@ -91,20 +92,24 @@ func (w *window) look() error {
 		f, err := w.process.Resolve(s.target)
 		var unresolved *pyframes.UnresolvedError
 		if errors.As(err, &unresolved) {
-			s.unresolved, s.function = unresolved, nil
+			s.unresolved, s.function, s.unknown = unresolved, nil, nil
+			continue
+		}
+		if unclear(err) {
+			s.unresolved, s.function, s.unknown = nil, nil, err
 			continue
 		}
 		if err != nil {
 			return fmt.Errorf("resolving %s: %w", s.target, err)
 		}
-		s.unresolved, s.function = nil, f
-		if err := w.see(s, f.Code.Addr, f.Hook != nil); err != nil {
+		s.unresolved, s.function, s.unknown = nil, f, nil
+		if err := w.see(s, f.Code, f.Hook != nil); err != nil {
 			return err
 		}
 		if f.Hook == nil {
 			continue
 		}
-		if err := w.see(s, f.Original.Addr, false); err != nil {
+		if err := w.see(s, f.Original, false); err != nil {
 			return err
 		}
 		if s.hooks[f.Hook.Addr] == nil {
@@ -118,18 +123,27 @@ func (w *window) look() error {
 	return nil
 }
 
-func (w *window) see(s *subject, code uint64, patched bool) error {
+// unclear reports whether an error says that memory could not be understood just then.
+func unclear(err error) bool {
+	return errors.Is(err, pyframes.ErrTorn) || errors.Is(err, pyframes.ErrNotReady) || errors.Is(err, pyframes.ErrCorrupt)
+}
+
+func (w *window) see(s *subject, code pyframes.Code, patched bool) error {
 	for _, seen := range s.codes {
-		if seen.addr == code {
+		if seen.Addr == code.Addr {
 			return nil
 		}
 	}
-	s.codes = append(s.codes, codeSeen{addr: code, patched: patched, whole: !w.open})
-	if w.evalLoop == nil || w.watched[code] {
+	s.codes = append(s.codes, codeSeen{Code: code, patched: patched, whole: !w.open})
+	if w.evalLoop == nil || w.watched[code.Addr] {
 		return nil
 	}
-	w.watched[code] = true
-	return w.evalLoop.Watch(code)
+	w.watched[code.Addr] = true
+	return w.evalLoop.Watch(watchable(code))
+}
+
+func watchable(code pyframes.Code) loader.Code {
+	return loader.Code{Addr: code.Addr, Name: code.NameAddr, FirstLine: uint32(code.FirstLine)}
 }
 
 func (w *window) attach() error {
@@ -141,16 +155,18 @@ func (w *window) attach() error {
 		return err
 	}
 	if table != nil {
-		var codes []uint64
+		var codes []loader.Code
 		for _, s := range w.subjects {
 			for _, code := range s.codes {
-				if !w.watched[code.addr] {
-					w.watched[code.addr] = true
-					codes = append(codes, code.addr)
+				if !w.watched[code.Addr] {
+					w.watched[code.Addr] = true
+					codes = append(codes, watchable(code.Code))
 				}
 			}
 		}
-		w.evalLoop, err = loader.NewEvalLoopCounter(w.process.PID(), w.process.BinaryPath(), table, codes)
+		name, firstLine := w.process.CodeIdentity()
+		w.evalLoop, err = loader.NewEvalLoopCounter(w.process.PID(), w.process.BinaryPath(), table,
+			loader.CodeLayout{Name: name, FirstLine: firstLine}, codes)
 		if err != nil {
 			return fmt.Errorf("attaching the eval-loop probe: %w", err)
 		}
@@ -266,6 +282,9 @@ func (w *window) report(s *subject, starts, hits map[uint64]uint64, reverted map
 		}
 		return Report{Verdict: verdict, Reason: s.unresolved.Reason}, nil
 	}
+	if s.unknown != nil {
+		return Report{Verdict: Unknown, Reason: s.unknown.Error()}, nil
+	}
 	report := Report{Location: Locate(s.function)}
 	f := findings{
 		patchedBefore: s.patchedBefore,
@@ -296,16 +315,15 @@ func (w *window) report(s *subject, starts, hits map[uint64]uint64, reverted map
 // which say whether the function ran before it was patched.
 func (w *window) evidence(f *pyframes.Function) (Statement, error) {
 	now, err := w.process.Evidence(f.Code)
+	if errors.Is(err, pyframes.ErrAmbiguousEvidence) || unclear(err) {
+		return Statement{Witness: Evidence, Detail: err.Error()}, nil
+	}
 	if err != nil {
 		return Statement{}, fmt.Errorf("reading the evidence in %s: %w", f.Code.QualName, err)
 	}
 	executed, detail := now.Executed, now.Detail
 	if f.Hook != nil && !executed {
-		before, err := w.process.Evidence(f.Original)
-		if err != nil {
-			return Statement{}, fmt.Errorf("reading the evidence in %s: %w", f.Original.QualName, err)
-		}
-		if before.Executed {
+		if before, err := w.process.Evidence(f.Original); err == nil && before.Executed {
 			executed, detail = true, before.Detail+" (in the original, so before it was patched)"
 		}
 	}
@@ -323,9 +341,9 @@ func (w *window) evalLoopStatement(s *subject, starts map[uint64]uint64) Stateme
 	var total, hooked uint64
 	whole := true
 	for _, code := range s.codes {
-		total += starts[code.addr]
+		total += starts[code.Addr]
 		if code.patched {
-			hooked += starts[code.addr]
+			hooked += starts[code.Addr]
 			whole = whole && code.whole
 		}
 	}
@@ -341,7 +359,7 @@ func staticStatement(s *subject, hits map[uint64]uint64) Statement {
 	var total uint64
 	for _, code := range s.codes {
 		if code.patched {
-			total += hits[code.addr]
+			total += hits[code.Addr]
 		}
 	}
 	return count(StaticProbe, total, total)

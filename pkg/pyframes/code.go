@@ -6,6 +6,7 @@ import "fmt"
 type Code struct {
 	Addr             uint64 // of the PyCodeObject; reused by CPython after a free
 	Name             string // co_name
+	NameAddr         uint64 // of the str that co_name is
 	QualName         string // co_qualname
 	Filename         string // co_filename, as the process's imports gave it
 	FirstLine        int    // co_firstlineno; of the first decorator, where there is one
@@ -40,6 +41,11 @@ func (im *image) code(addr uint64) (Code, error) {
 			return c, err
 		}
 	}
+	name, err := im.word(addr, im.layout.codeName)
+	if err != nil {
+		return c, err
+	}
+	c.NameAddr = name
 	line, err := im.uint32(addr, im.layout.codeFirstLine)
 	if err != nil {
 		return c, err
@@ -199,4 +205,10 @@ func (im *image) resume(c Code) (op byte, at int, err error) {
 		return 0, 0, fmt.Errorf("%w: instruction %d of %s is opcode %d, before any RESUME", ErrCorrupt, at, c.QualName, op)
 	}
 	return 0, 0, fmt.Errorf("%w: %s has no RESUME in its first %d instructions", ErrCorrupt, c.QualName, at)
+}
+
+// CodeIdentity returns where in a code object co_name and co_firstlineno are. With its address
+// they tell a code object from the one that takes its place after a free.
+func (p *Process) CodeIdentity() (name, firstLine uint32) {
+	return uint32(p.image.layout.codeName), uint32(p.image.layout.codeFirstLine)
 }

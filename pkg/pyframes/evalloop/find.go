@@ -66,12 +66,18 @@ func Find(path string, major, minor int) (*Table, error) {
 		Redispatch: known.redispatch, EvalBreaker: evalBreaker, ThreadTracing: threadTracing, CodeVersion: codeVersion,
 	}
 	for _, opcode := range known.resumes {
-		site, err := img.findSite(handlers[opcode], known.redispatch)
+		bodies, err := img.promoted(handlers[opcode])
 		if err != nil {
 			return nil, fmt.Errorf("%s: handler of opcode %d: %w", path, opcode, err)
 		}
-		site.Opcode = opcode
-		table.Sites = append(table.Sites, site)
+		for _, body := range append(bodies, handlers[opcode]) {
+			site, err := img.findSite(body, known.redispatch)
+			if err != nil {
+				return nil, fmt.Errorf("%s: handler of opcode %d: %w", path, opcode, err)
+			}
+			site.Opcode = opcode
+			table.Sites = append(table.Sites, site)
+		}
 	}
 	return table, nil
 }

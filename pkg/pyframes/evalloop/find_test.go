@@ -37,8 +37,12 @@ func TestFind(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(table.Sites) != len(releases[[2]int{3, minor}].resumes) {
-			t.Errorf("%d sites, want one for each RESUME", len(table.Sites))
+		seen := map[uint8]bool{}
+		for _, site := range table.Sites {
+			seen[site.Opcode] = true
+		}
+		if len(seen) != len(releases[[2]int{3, minor}].resumes) {
+			t.Errorf("sites for opcodes %v, want one for each RESUME at least", seen)
 		}
 		for _, site := range table.Sites {
 			t.Logf("%+v", site)
