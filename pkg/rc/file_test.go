@@ -295,11 +295,12 @@ func TestFolderCreatedLaterThenReplaced(t *testing.T) {
 	mkdir(t, folder)
 	replace(t, path, payload("a:b"))
 	w.expect("a:b")
-	rename(t, etc, etc+".old") // of which the watch, on a folder further down, hears nothing
-	w.expect()
-	mkdir(t, folder)
-	replace(t, path, payload("c:d"))
-	w.expect("c:d")
+	// The watch hears nothing of a folder further up, and finds a folder at its path all the time.
+	mkdir(t, filepath.Join(etc+".next", "sca-probe"))
+	write(t, filepath.Join(etc+".next", "sca-probe", "targets.json"), payload("c:d"))
+	rename(t, etc, etc+".old")
+	rename(t, etc+".next", etc)
+	w.settles("c:d")
 	// The watch moved to the new folder: a recheck alone would be this late every time.
 	w.next10(folder)
 }
