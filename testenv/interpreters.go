@@ -44,6 +44,17 @@ func EachInterpreter(t *testing.T, f func(t *testing.T, in Interpreter)) {
 	}
 }
 
+// Interpreters returns the builds that this machine has.
+func Interpreters() []Interpreter {
+	var have []Interpreter
+	for _, b := range builds {
+		if path := find(b.places); path != "" {
+			have = append(have, Interpreter{Name: b.name, Path: path})
+		}
+	}
+	return have
+}
+
 // missing skips a test that this machine cannot run, and fails it in CI, where
 // everything that tests need must have been installed.
 func missing(t *testing.T, why string) {

@@ -52,8 +52,8 @@ _Static_assert(sizeof(struct sca_caller) == 24, "observed from outside");
 
 /* All of these need the GIL. */
 
-/* Creates the Hook type. Returns -1 with an exception set. */
-int sca_hook_init(void);
+/* Creates the Hook type, in a CPython 3.minor. Returns -1 with an exception set. */
+int sca_hook_init(int minor);
 /* Returns a new hook for function, whose code is original; NULL with an exception set. */
 struct sca_hook *sca_hook_new(const char *target, PyObject *function, PyObject *original);
 /* Returns a new reference to the builtin that a prologue calls. */

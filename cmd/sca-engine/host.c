@@ -60,9 +60,9 @@ static PyObject *type_descriptor(const char *name)
 	return value;
 }
 
-int sca_host_init(void)
+int sca_host_init(int minor)
 {
-	if (sca_hook_init() < 0)
+	if (sca_hook_init(minor) < 0)
 		return -1;
 	function_type = module_attribute("types", "FunctionType");
 	staticmethod_type = module_attribute("builtins", "staticmethod");

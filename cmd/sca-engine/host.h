@@ -41,7 +41,7 @@ struct sca_rewrite {
 };
 
 /* Called once, with the GIL, from start(). Returns -1 with an exception set. */
-int sca_host_init(void);
+int sca_host_init(int minor);
 /* Called with the GIL held: waits for the turn under way and lets no other begin. */
 void sca_host_stop(void);
 int sca_host_forked(void);

@@ -30,7 +30,7 @@ static PyObject *engine_start(PyObject *self, PyObject *args)
 
 		if (!copy)
 			return PyErr_NoMemory();
-		if (sca_host_init() < 0) {
+		if (sca_host_init(minor) < 0) {
 			free(copy);
 			return NULL;
 		}
