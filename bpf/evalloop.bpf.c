@@ -12,19 +12,19 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define MAX_SITES 128
 
 struct site {
-	__u64 code_tag;      /* bits to clear in the frame's code pointer */
-	__u32 frame_code;    /* offset of the code pointer in the frame */
-	__u32 eval_breaker;  /* offsets in the thread state */
+	__u64 code_tag;     /* bits to clear in the frame's code pointer */
+	__u32 frame_code;   /* offset of the code pointer in the frame */
+	__u32 eval_breaker; /* offsets in the thread state */
 	__u32 tracing;
-	__u32 code_version;  /* offsets in the code object */
+	__u32 code_version; /* offsets in the code object */
 	__u32 code_name;
 	__u32 code_first_line;
 	__s32 thread_disp;
-	__u8 frame, instr;   /* registers */
-	__u8 instr_ahead;    /* how far instr is past the RESUME, in bytes */
-	__u8 skip_opcode;    /* a start that was counted at another site, or 0 */
-	__u8 redispatch;     /* compare versions: an old one runs again */
-	__u8 thread;         /* register, or the base of the memory operand */
+	__u8 frame, instr; /* registers */
+	__u8 instr_ahead;  /* how far instr is past the RESUME, in bytes */
+	__u8 skip_opcode;  /* a start that was counted at another site, or 0 */
+	__u8 redispatch;   /* compare versions: an old one runs again */
+	__u8 thread;       /* register, or the base of the memory operand */
 	__u8 thread_memory;
 	__u8 reserved[5];
 };

@@ -77,12 +77,8 @@ static __always_inline int lose(void)
 static __always_inline int read_argument(struct pt_regs *ctx, struct argument *arg, __u64 *value)
 {
 	switch (arg->form) {
-	case CONSTANT:
-		*value = arg->value;
-		return 0;
-	case REGISTER:
-		*value = sca_register(ctx, arg->reg);
-		return 0;
+	case CONSTANT: *value = arg->value; return 0;
+	case REGISTER: *value = sca_register(ctx, arg->reg); return 0;
 	}
 	return bpf_probe_read_user(value, sizeof(*value),
 				   (void *)(sca_register(ctx, arg->reg) + arg->value));

@@ -195,11 +195,12 @@ static PyObject *get_callers(PyObject *self, void *closure)
 	for (i = 0; list && i < hook->caller_count; i++) {
 		struct sca_caller *caller = &hook->callers[i];
 		/* a name cut at the bound may end within a character, hence "replace" */
-		PyObject *path = PyUnicode_DecodeUTF8(caller->path, strlen(caller->path), "replace");
+		PyObject *path =
+			PyUnicode_DecodeUTF8(caller->path, strlen(caller->path), "replace");
 		PyObject *symbol =
 			PyUnicode_DecodeUTF8(caller->symbol, strlen(caller->symbol), "replace");
-		PyObject *item = path && symbol ? Py_BuildValue("(OIO)", path, caller->line, symbol) :
-						  NULL;
+		PyObject *item =
+			path && symbol ? Py_BuildValue("(OIO)", path, caller->line, symbol) : NULL;
 
 		if (!item || PyList_Append(list, item) < 0)
 			Py_CLEAR(list);
@@ -220,7 +221,8 @@ static PyObject *hook_refuse_new(PyTypeObject *type, PyObject *args, PyObject *k
 static PyGetSetDef hook_getset[] = {
 	{ "target", get_target, NULL, "The target, as 'module:qualname'.", NULL },
 	{ "hits", get_hits, NULL, "How often the patched function was started.", NULL },
-	{ "original", get_original, NULL, "The code object that the patched one stands for.", NULL },
+	{ "original", get_original, NULL, "The code object that the patched one stands for.",
+	  NULL },
 	{ "callers", get_callers, NULL, "The first callers, as (path, line, symbol).", NULL },
 	{ NULL, NULL, NULL, NULL, NULL },
 };

@@ -213,7 +213,8 @@ static enum sca_status resolve(const char *module, const char *qualname, PyObjec
 		if (!object && PyErr_Occurred())
 			return failed(reason, "looking the name up");
 		if (!object) {
-			explain(reason, "%s has no attribute %s on the way to %s", module, part, qualname);
+			explain(reason, "%s has no attribute %s on the way to %s", module, part,
+				qualname);
 			return SCA_NOT_FOUND;
 		}
 	}
@@ -340,7 +341,8 @@ static int set_bytes(PyObject *kwargs, const char *name, const char *data, Py_ss
 }
 
 /* Returns code.replace(...) with the hook as its last constant. */
-static PyObject *build_code(const struct sca_reading *r, const struct sca_rewrite *w, PyObject *hook)
+static PyObject *build_code(const struct sca_reading *r, const struct sca_rewrite *w,
+			    PyObject *hook)
 {
 	PyObject *kwargs = PyDict_New(), *consts = PyObject_GetAttrString(r->code, "co_consts");
 	PyObject *tail = PyTuple_New(1), *longer = NULL, *stacksize = PyLong_FromLong(w->stacksize);
@@ -359,8 +361,8 @@ static PyObject *build_code(const struct sca_reading *r, const struct sca_rewrit
 		goto out;
 	if (r->linetable && set_bytes(kwargs, "co_linetable", w->linetable, w->linetable_size) < 0)
 		goto out;
-	if (r->exceptiontable && set_bytes(kwargs, "co_exceptiontable", w->exceptiontable,
-					   w->exceptiontable_size) < 0)
+	if (r->exceptiontable &&
+	    set_bytes(kwargs, "co_exceptiontable", w->exceptiontable, w->exceptiontable_size) < 0)
 		goto out;
 	code = PyObject_Call(replace, empty, kwargs);
 out:

@@ -48,7 +48,8 @@ int sca_host_forked(void);
 
 /* Finds a function and reads its code. The reading owns references: give it to sca_host_swap or
  * sca_host_release. */
-enum sca_status sca_host_read(const char *module, const char *qualname, struct sca_reading *reading);
+enum sca_status sca_host_read(const char *module, const char *qualname,
+			      struct sca_reading *reading);
 void sca_host_release(struct sca_reading *reading);
 /* Builds the patched code object and puts it in place. *hook becomes a reference. */
 enum sca_status sca_host_swap(struct sca_reading *reading, const char *target,

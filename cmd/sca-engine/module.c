@@ -20,9 +20,10 @@ static PyObject *engine_start(PyObject *self, PyObject *args)
 	if (!PyArg_ParseTuple(args, "sii:start", &path, &major, &minor))
 		return NULL;
 	if (sca_host_forked()) {
-		PyErr_SetString(PyExc_RuntimeError,
-				"this copy of the engine was loaded before fork(): it still counts, "
-				"but it cannot apply Remote Configuration in the child");
+		PyErr_SetString(
+			PyExc_RuntimeError,
+			"this copy of the engine was loaded before fork(): it still counts, "
+			"but it cannot apply Remote Configuration in the child");
 		return NULL;
 	}
 	if (!started) {
@@ -85,7 +86,15 @@ static PyMethodDef methods[] = {
 };
 
 static struct PyModuleDef module = {
-	PyModuleDef_HEAD_INIT, "_engine", "The engine of sca-probe.", -1, methods, NULL, NULL, NULL, NULL,
+	PyModuleDef_HEAD_INIT,
+	"_engine",
+	"The engine of sca-probe.",
+	-1,
+	methods,
+	NULL,
+	NULL,
+	NULL,
+	NULL,
 };
 
 PyMODINIT_FUNC PyInit__engine(void);

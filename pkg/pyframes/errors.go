@@ -35,11 +35,11 @@ var (
 type UnresolvedKind int
 
 const (
-	// NotImported: sys.modules has no such module. It may be imported later.
+	// NotImported says that sys.modules has no such module. It may be imported later.
 	NotImported UnresolvedKind = iota + 1
-	// NotFound: the module is there, and the name is not in it (or not yet).
+	// NotFound says that the module is there, and the name is not in it (or not yet).
 	NotFound
-	// NotPythonFunction: the name is bound to something without Python code.
+	// NotPythonFunction says that the name is bound to something without Python code.
 	NotPythonFunction
 )
 

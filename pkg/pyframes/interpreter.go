@@ -90,12 +90,12 @@ var pythonName = regexp.MustCompile(`python([23])\.([0-9]{1,2})`)
 func readInterpreter(r io.ReaderAt, path string) (*Interpreter, error) {
 	f, err := elf.NewFile(r)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %v", path, ErrNotPython, err)
+		return nil, fmt.Errorf("%s: %w: %w", path, ErrNotPython, err)
 	}
 	defer f.Close()
 	dynamic, err := f.DynamicSymbols()
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %v", path, ErrNotPython, err)
+		return nil, fmt.Errorf("%s: %w: %w", path, ErrNotPython, err)
 	}
 	in := &Interpreter{
 		Path:     path,
@@ -258,7 +258,7 @@ func hasProbes(r io.ReaderAt, provider string) bool {
 func linkedLibrary(r io.ReaderAt, path string) (string, error) {
 	f, err := elf.NewFile(r)
 	if err != nil {
-		return "", fmt.Errorf("%s: %w: %v", path, ErrNotPython, err)
+		return "", fmt.Errorf("%s: %w: %w", path, ErrNotPython, err)
 	}
 	defer f.Close()
 	needed, err := f.DynString(elf.DT_NEEDED)
