@@ -77,8 +77,12 @@ static __always_inline int lose(void)
 static __always_inline int read_argument(struct pt_regs *ctx, struct argument *arg, __u64 *value)
 {
 	switch (arg->form) {
-	case CONSTANT: *value = arg->value; return 0;
-	case REGISTER: *value = sca_register(ctx, arg->reg); return 0;
+	case CONSTANT:
+		*value = arg->value;
+		return 0;
+	case REGISTER:
+		*value = sca_register(ctx, arg->reg);
+		return 0;
 	}
 	return bpf_probe_read_user(value, sizeof(*value),
 				   (void *)(sca_register(ctx, arg->reg) + arg->value));
@@ -125,8 +129,10 @@ int sca_static_probe(struct pt_regs *ctx)
 	event->kind = location->kind;
 	event->patched = patched;
 	event->original = original;
-	if (bpf_probe_read_user_str(event->target, sizeof(event->target), (void *)target) < 0)
+	if (bpf_probe_read_user_str(event->target, sizeof(event->target), (void *)target) < 0) {
 		event->target[0] = 0;
+		lose();
+	}
 	bpf_ringbuf_submit(event, 0);
 	return 0;
 }

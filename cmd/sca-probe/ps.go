@@ -91,12 +91,12 @@ func printProcesses(w io.Writer, rows []processRow) error {
 	table := newTable(w)
 	fmt.Fprintln(table, "PID\tPYTHON\tLINKAGE\tENGINE\tSUPPORTED\tPATH")
 	for _, row := range rows {
-		supported := yesNo(row.Supported)
-		if row.Reason != "" {
-			supported += ": " + row.Reason
+		path := row.Path
+		if row.Reason != "" { // at the line's end, where its length pushes nothing aside
+			path += "  (" + row.Reason + ")"
 		}
 		fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\n", row.PID, orDash(row.Version), orDash(row.Linkage),
-			yesNo(row.Engine), supported, row.Path)
+			yesNo(row.Engine), yesNo(row.Supported), path)
 	}
 	return table.Flush()
 }

@@ -58,6 +58,7 @@ type window struct {
 
 	evalLoop       *loader.EvalLoopCounter
 	evalLoopReason string // why there is none
+	faults, lost   uint64 // what the eval-loop program and the static-probe program could not count
 	static         *loader.StaticProbes
 	watched        map[uint64]bool // code objects that the eval-loop probe counts
 	open           bool            // the probes are attached
@@ -260,10 +261,16 @@ func (w *window) counts() (starts, hits map[uint64]uint64, reverted map[string]b
 		if starts, err = w.evalLoop.Counts(); err != nil {
 			return nil, nil, nil, fmt.Errorf("reading the eval-loop counts: %w", err)
 		}
+		if w.faults, err = w.evalLoop.Faults(); err != nil {
+			return nil, nil, nil, fmt.Errorf("reading the eval-loop faults: %w", err)
+		}
 	}
 	if w.static != nil {
 		if hits, err = w.static.Hits(); err != nil {
 			return nil, nil, nil, fmt.Errorf("reading the static-probe counts: %w", err)
+		}
+		if w.lost, err = w.static.Lost(); err != nil {
+			return nil, nil, nil, fmt.Errorf("reading the static-probe losses: %w", err)
 		}
 		for _, event := range w.static.Events() {
 			if event.Kind == loader.Reverted {
@@ -301,7 +308,7 @@ func (w *window) report(s *subject, starts, hits map[uint64]uint64, reverted map
 		if f.engine != nil {
 			f.statements = append(f.statements, count(EngineCount, f.engine.lower, f.engine.lower))
 		}
-		f.statements = append(f.statements, staticStatement(s, hits))
+		f.statements = append(f.statements, atLeast(staticStatement(s, hits), w.lost))
 	}
 	if s.function.Hook != nil {
 		report.Callers = s.function.Hook.Callers
@@ -352,7 +359,7 @@ func (w *window) evalLoopStatement(s *subject, starts map[uint64]uint64) Stateme
 		statement.hooked = nil
 		statement.Detail = "watched from some time after the patch"
 	}
-	return statement
+	return atLeast(statement, w.faults)
 }
 
 func staticStatement(s *subject, hits map[uint64]uint64) Statement {
@@ -363,6 +370,15 @@ func staticStatement(s *subject, hits map[uint64]uint64) Statement {
 		}
 	}
 	return count(StaticProbe, total, total)
+}
+
+// atLeast marks a count as a lower bound where the kernel says that it lost some.
+func atLeast(s Statement, lost uint64) Statement {
+	if lost > 0 {
+		s.hooked = nil
+		s.Detail = fmt.Sprintf("a lower bound: %d probe hits could not be read or kept", lost)
+	}
+	return s
 }
 
 func count(witness string, n, hooked uint64) Statement {
