@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/features"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/rlimit"
@@ -13,6 +14,9 @@ import (
 
 // ErrPermission says that the kernel does not let this user load or attach programs.
 var ErrPermission = errors.New("not permitted: run as root, or with CAP_BPF and CAP_PERFMON (CAP_SYS_ADMIN before Linux 5.8)")
+
+// ErrKernel says that the kernel lacks what the programs need.
+var ErrKernel = errors.New("the kernel is too old: eBPF probes with attach cookies need Linux 5.15 or later")
 
 // A probe is one place in a file.
 type probe struct {
@@ -66,8 +70,11 @@ func closeLinks(links []link.Link) error {
 // multiSupported is a variable so that a test can cover older kernels on a new one.
 var multiSupported = func() bool { return features.HaveBPFLinkUprobeMulti() == nil }
 
-// prepare readies a collection for this kernel.
-func prepare(spec *ebpf.CollectionSpec) {
+// prepare readies a collection for this kernel, or says that it is too old.
+func prepare(spec *ebpf.CollectionSpec) error {
+	if errors.Is(features.HaveProgramHelper(ebpf.Kprobe, asm.FnGetAttachCookie), ebpf.ErrNotSupported) {
+		return ErrKernel
+	}
 	// Needed before Linux 5.11 only, and refused where CAP_SYS_RESOURCE is missing; if it was
 	// needed after all, loading says so.
 	_ = rlimit.RemoveMemlock()
@@ -76,6 +83,7 @@ func prepare(spec *ebpf.CollectionSpec) {
 			program.AttachType = ebpf.AttachNone
 		}
 	}
+	return nil
 }
 
 // permission makes an error that says what privilege is missing.

@@ -42,7 +42,9 @@ func NewEvalLoopCounter(pid int, binary string, table *evalloop.Table, layout Co
 	if err != nil {
 		return nil, err
 	}
-	prepare(spec)
+	if err := prepare(spec); err != nil {
+		return nil, err
+	}
 	c := &EvalLoopCounter{cpus: cpus}
 	if err := spec.LoadAndAssign(&c.objects, nil); err != nil {
 		return nil, fmt.Errorf("loading the eval-loop program: %w", permission(err))

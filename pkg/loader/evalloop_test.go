@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -295,7 +296,7 @@ func TestEvalLoopCounterLeavesNothing(t *testing.T) {
 		if err := counter.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if after := codeAt(t, s.PID(), process.BinaryPath(), table); fmt.Sprint(after) != fmt.Sprint(before) {
+		if after := codeAt(t, s.PID(), process.BinaryPath(), table); !bytes.Equal(after, before) {
 			t.Errorf("the sites' bytes are % x, were % x", after, before)
 		}
 		if got := fmt.Sprint(s.Call("plain", 1)); got != "[2]" {

@@ -58,7 +58,9 @@ func NewStaticProbes(pid int, engine string) (*StaticProbes, error) {
 	if err != nil {
 		return nil, err
 	}
-	prepare(spec)
+	if err := prepare(spec); err != nil {
+		return nil, err
+	}
 	s := &StaticProbes{}
 	if err := spec.LoadAndAssign(&s.objects, nil); err != nil {
 		return nil, fmt.Errorf("loading the static-probe program: %w", permission(err))
@@ -87,6 +89,9 @@ func (s *StaticProbes) start(pid int, engine string, notes []note) error {
 			return fmt.Errorf("configuring sca:%s: %w", n.name, err)
 		}
 		probes = append(probes, n.probe)
+	}
+	if len(probes) == 0 {
+		return fmt.Errorf("%w in %s: neither sca:hit, sca:patched nor sca:reverted", ErrNoProbes, engine)
 	}
 	var err error
 	if s.reader, err = ringbuf.NewReader(s.objects.Events); err != nil {
