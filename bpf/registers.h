@@ -25,54 +25,22 @@ static __always_inline __u64 sca_register(struct pt_regs *ctx, __u8 number)
 
 	/* clang-format off */
 	switch (number) {
-	case 0:
-		LOAD(rax);
-		break;
-	case 1:
-		LOAD(rcx);
-		break;
-	case 2:
-		LOAD(rdx);
-		break;
-	case 3:
-		LOAD(rbx);
-		break;
-	case 4:
-		LOAD(rsp);
-		break;
-	case 5:
-		LOAD(rbp);
-		break;
-	case 6:
-		LOAD(rsi);
-		break;
-	case 7:
-		LOAD(rdi);
-		break;
-	case 8:
-		LOAD(r8);
-		break;
-	case 9:
-		LOAD(r9);
-		break;
-	case 10:
-		LOAD(r10);
-		break;
-	case 11:
-		LOAD(r11);
-		break;
-	case 12:
-		LOAD(r12);
-		break;
-	case 13:
-		LOAD(r13);
-		break;
-	case 14:
-		LOAD(r14);
-		break;
-	case 15:
-		LOAD(r15);
-		break;
+	case 0: LOAD(rax); break;
+	case 1: LOAD(rcx); break;
+	case 2: LOAD(rdx); break;
+	case 3: LOAD(rbx); break;
+	case 4: LOAD(rsp); break;
+	case 5: LOAD(rbp); break;
+	case 6: LOAD(rsi); break;
+	case 7: LOAD(rdi); break;
+	case 8: LOAD(r8); break;
+	case 9: LOAD(r9); break;
+	case 10: LOAD(r10); break;
+	case 11: LOAD(r11); break;
+	case 12: LOAD(r12); break;
+	case 13: LOAD(r13); break;
+	case 14: LOAD(r14); break;
+	case 15: LOAD(r15); break;
 	}
 	/* clang-format on */
 	return value;
