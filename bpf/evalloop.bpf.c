@@ -7,7 +7,7 @@
  */
 #include "registers.h"
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+char LICENSE[] SEC("license") = "GPL";
 
 #define MAX_SITES 128
 

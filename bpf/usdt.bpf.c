@@ -7,7 +7,7 @@
  */
 #include "registers.h"
 
-char LICENSE[] SEC("license") = "Dual BSD/GPL";
+char LICENSE[] SEC("license") = "GPL";
 
 #define MAX_LOCATIONS 32
 #define TARGET_SIZE 520 /* rc bounds a target to 512 bytes */

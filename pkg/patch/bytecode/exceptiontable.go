@@ -2,12 +2,14 @@ package bytecode
 
 import "fmt"
 
-// shiftExceptions moves an exception table (CPython 3.11+, Objects/exception_handling_notes.txt)
-// for n units inserted before unit at. An entry that spans the place grows by them.
+// shiftExceptions moves an exception table (CPython 3.11+, Objects/exception_handling_notes.txt) of
+// code of so many units for n units inserted before unit at. The handler of the unit before, RESUME,
+// becomes the handler of what is inserted: from 3.12 on, in a generator, that is the one that turns a
+// StopIteration into a RuntimeError.
 //
 // An entry is four numbers: start, length and target in code units, then depth and lasti. A number
 // is big-endian in groups of six bits, bit 6 set on all but the last; bit 7 marks an entry's start.
-func shiftExceptions(table []byte, at, n int) ([]byte, error) {
+func shiftExceptions(table []byte, units, at, n int) ([]byte, error) {
 	var out []byte
 	for rest := table; len(rest) > 0; {
 		if rest[0]&0x80 == 0 {
@@ -16,18 +18,21 @@ func shiftExceptions(table []byte, at, n int) ([]byte, error) {
 		var entry [4]int
 		for i := range entry {
 			var err error
-			if entry[i], rest, err = readNumber(rest); err != nil {
+			if entry[i], rest, err = readNumber(rest, i == 0); err != nil {
 				return nil, err
 			}
 		}
 		start, length, target := entry[0], entry[1], entry[2]
+		if start+length > units || target >= units {
+			return nil, fmt.Errorf("%w: an exception entry beyond the code's end", ErrUnknownShape)
+		}
 		if target < at {
 			return nil, fmt.Errorf("%w: an exception handler before the function's start", ErrUnknownShape)
 		}
 		switch {
 		case start >= at:
 			start += n
-		case start+length > at:
+		case start+length >= at:
 			length += n
 		}
 		from := len(out)
@@ -39,10 +44,11 @@ func shiftExceptions(table []byte, at, n int) ([]byte, error) {
 	return out, nil
 }
 
-func readNumber(data []byte) (int, []byte, error) {
+// readNumber reads a number, the first of an entry or another.
+func readNumber(data []byte, first bool) (int, []byte, error) {
 	value := 0
 	for i, b := range data {
-		if i == 5 {
+		if i == 5 || b&0x80 != 0 && (i > 0 || !first) {
 			break
 		}
 		value = value<<6 | int(b&0x3f)
@@ -50,7 +56,7 @@ func readNumber(data []byte) (int, []byte, error) {
 			return value, data[i+1:], nil
 		}
 	}
-	return 0, nil, fmt.Errorf("%w: an exception table that ends within a number", ErrUnknownShape)
+	return 0, nil, fmt.Errorf("%w: an exception entry that is cut short", ErrUnknownShape)
 }
 
 func appendNumber(out []byte, value int) []byte {

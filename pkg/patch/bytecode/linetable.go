@@ -1,75 +1,104 @@
 package bytecode
 
-import (
-	"fmt"
-	"slices"
-)
+import "fmt"
 
 // The location table (CPython 3.11+, Objects/locations.md): entries that begin with a byte whose
 // top bit is set, then four bits of code, then the number of code units less one; the other bytes
-// of an entry have the top bit clear.
+// of an entry have the top bit clear. Numbers are little-endian in groups of six bits, bit 6 set on
+// all but the last.
 const (
-	noLocation    = 15 // the code of an entry that has no line
+	oneLine       = 10 // the code of an entry on the same line, with two columns
+	noColumns     = 13
+	longForm      = 14
+	noLocation    = 15
 	maxEntryUnits = 8
 )
 
-func entryHead(code, units int) byte { return byte(0x80 | code<<3 | (units - 1)) }
-
-// insertLines inserts entries without location for n units before unit at.
-func insertLines(table []byte, at, n int) ([]byte, error) {
-	var inserted []byte
-	for n > 0 {
-		units := min(n, maxEntryUnits)
-		inserted = append(inserted, entryHead(noLocation, units))
-		n -= units
-	}
-	unit := 0
-	for i := 0; i < len(table); {
-		if unit == at {
-			return slices.Concat(table[:i], inserted, table[i:]), nil
-		}
-		if table[i]&0x80 == 0 {
-			return nil, fmt.Errorf("%w: a location entry without a head at byte %d", ErrUnknownShape, i)
-		}
-		end := i + 1
-		for end < len(table) && table[end]&0x80 == 0 {
-			end++
-		}
-		code, units := int(table[i]>>3&15), int(table[i]&7)+1
-		if unit+units > at {
-			return splitEntry(table, i, end, code, at-unit, unit+units-at, inserted)
-		}
-		unit += units
-		i = end
-	}
-	if unit == at {
-		return slices.Concat(table, inserted), nil
-	}
-	return nil, fmt.Errorf("%w: the location table ends at unit %d", ErrUnknownShape, unit)
+// location is one entry of a location table.
+type location struct {
+	code, units int
+	payload     []byte
 }
 
-// splitEntry puts inserted in the middle of an entry of units first + second. The second half
-// repeats the columns, but not the step to another line, which the first half has made.
-func splitEntry(table []byte, start, end, code, first, second int, inserted []byte) ([]byte, error) {
-	head, payload, tail := table[:start], table[start+1:end], table[end:]
-	again := []byte{entryHead(code, second)}
+func appendLocation(out []byte, l location) []byte {
+	return append(append(out, byte(0x80|l.code<<3|(l.units-1))), l.payload...)
+}
+
+// insertLines inserts entries without location for n units before unit at of a table for so many units.
+func insertLines(table []byte, units, at, n int) ([]byte, error) {
+	var inserted []byte
+	for ; n > 0; n -= maxEntryUnits {
+		inserted = appendLocation(inserted, location{code: noLocation, units: min(n, maxEntryUnits)})
+	}
+	var out []byte
+	unit := 0
+	for rest := table; len(rest) > 0; {
+		var entry location
+		var err error
+		if entry, rest, err = readLocation(rest); err != nil {
+			return nil, err
+		}
+		if first := at - unit; 0 < first && first < entry.units {
+			out = appendLocation(out, location{entry.code, first, entry.payload})
+			entry = entry.again(entry.units - first)
+			unit = at
+		}
+		if unit == at {
+			out = append(out, inserted...)
+		}
+		out = appendLocation(out, entry)
+		unit += entry.units
+	}
+	if unit != units {
+		return nil, fmt.Errorf("%w: the location table covers %d of %d code units", ErrUnknownShape, unit, units)
+	}
+	return out, nil
+}
+
+func readLocation(table []byte) (location, []byte, error) {
+	head := table[0]
+	if head&0x80 == 0 {
+		return location{}, nil, fmt.Errorf("%w: a location entry without a start mark", ErrUnknownShape)
+	}
+	end, numbers := 1, 0
+	for end < len(table) && table[end]&0x80 == 0 {
+		if table[end]&0x40 == 0 {
+			numbers++
+		}
+		end++
+	}
+	entry := location{code: int(head >> 3 & 15), units: int(head&7) + 1, payload: table[1:end]}
+	whole := false
 	switch {
-	case code < 10, code == noLocation: // short forms: columns on the same line; no location
-		again = append(again, payload...)
-	case code <= 12: // one-line forms: 0 to 2 lines on, then two columns
-		again[0] = entryHead(10, second)
-		again = append(again, payload...)
-	case code == 13: // no columns: a step
-		again = append(again, 0)
-	case code == 14: // long form: a step, then end line and columns
+	case entry.code < oneLine:
+		whole = len(entry.payload) == 1
+	case entry.code < noColumns:
+		whole = len(entry.payload) == 2
+	case entry.code == noColumns:
+		whole = numbers == 1 && table[end-1]&0x40 == 0
+	case entry.code == longForm:
+		whole = numbers == 4 && table[end-1]&0x40 == 0
+	case entry.code == noLocation:
+		whole = len(entry.payload) == 0
+	}
+	if !whole {
+		return location{}, nil, fmt.Errorf("%w: a location entry of code %d with %d bytes", ErrUnknownShape,
+			entry.code, len(entry.payload))
+	}
+	return entry, table[end:], nil
+}
+
+// again is the entry for more units at the same place, once the step from the line before is made.
+func (l location) again(units int) location {
+	switch l.code {
+	case oneLine + 1, oneLine + 2: // one line and two lines on
+		return location{oneLine, units, l.payload}
+	case noColumns, longForm: // the first number is the step
 		step := 0
-		for step < len(payload) && payload[step]&0x40 != 0 {
+		for l.payload[step]&0x40 != 0 {
 			step++
 		}
-		if step == len(payload) {
-			return nil, fmt.Errorf("%w: a location entry ends within a number", ErrUnknownShape)
-		}
-		again = append(append(again, 0), payload[step+1:]...)
+		return location{l.code, units, append([]byte{0}, l.payload[step+1:]...)}
 	}
-	return slices.Concat(head, []byte{entryHead(code, first)}, payload, inserted, again, tail), nil
+	return location{l.code, units, l.payload}
 }

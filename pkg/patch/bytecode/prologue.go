@@ -2,6 +2,7 @@ package bytecode
 
 import (
 	"fmt"
+	"math"
 	"slices"
 )
 
@@ -21,6 +22,9 @@ func InsertPrologue(v Version, c Code) (Code, error) {
 	if ops == nil {
 		return Code{}, fmt.Errorf("%w: %s", ErrUnsupportedVersion, v)
 	}
+	if c.NumConsts < 0 || c.NumConsts >= math.MaxInt32 {
+		return Code{}, fmt.Errorf("%w: %d constants", ErrUnknownShape, c.NumConsts)
+	}
 	at, err := ops.findStart(c.Bytecode)
 	if err != nil {
 		return Code{}, err
@@ -29,41 +33,45 @@ func InsertPrologue(v Version, c Code) (Code, error) {
 		return Code{}, err
 	}
 	prologue := ops.prologue(c.NumConsts)
-	lines, err := insertLines(c.LineTable, at, len(prologue)/2)
+	units := len(c.Bytecode) / 2
+	lines, err := insertLines(c.LineTable, units, at, len(prologue)/2)
 	if err != nil {
 		return Code{}, err
 	}
-	exceptions, err := shiftExceptions(c.ExceptionTable, at, len(prologue)/2)
+	exceptions, err := shiftExceptions(c.ExceptionTable, units, at, len(prologue)/2)
 	if err != nil {
 		return Code{}, err
 	}
 	return Code{
 		Bytecode:       slices.Concat(c.Bytecode[:2*at], prologue, c.Bytecode[2*at:]),
 		NumConsts:      c.NumConsts + 1,
-		StackSize:      max(c.StackSize, ops.depth), // the stack is empty at the start
+		StackSize:      max(c.StackSize, ops.depth), // findStart makes sure that the stack is empty
 		LineTable:      lines,
 		ExceptionTable: exceptions,
 	}, nil
 }
 
-// findStart returns the code unit right after the RESUME that starts the function.
+// findStart returns the code unit right after the RESUME that starts the function. The stack is
+// empty there: what RETURN_GENERATOR leaves on it, POP_TOP has taken away.
 func (ops *opcodes) findStart(code []byte) (int, error) {
 	if len(code)%2 != 0 {
 		return 0, fmt.Errorf("%w: bytecode of %d bytes", ErrUnknownShape, len(code))
 	}
-	extended := false
+	depth, extended := 0, false
 	for unit := 0; 2*unit < len(code); unit++ {
 		opcode, arg := code[2*unit], code[2*unit+1]
-		switch {
-		case opcode == ops.extendedArg:
+		if opcode == ops.extendedArg {
 			extended = true
 			continue
-		case opcode == ops.resume:
-			if extended || arg&3 != 0 {
+		}
+		if opcode == ops.resume {
+			if extended || arg != 0 || depth != 0 || 2*(unit+1) == len(code) {
 				return 0, fmt.Errorf("%w: the first RESUME is not that of a start", ErrUnknownShape)
 			}
 			return unit + 1, nil
-		case !ops.before[opcode]:
+		}
+		effect, known := ops.before[opcode]
+		if depth += effect; !known || depth < 0 {
 			return 0, fmt.Errorf("%w: opcode %d before RESUME", ErrUnknownShape, opcode)
 		}
 		extended = false
@@ -79,11 +87,14 @@ func (ops *opcodes) checkJumps(code []byte, at int) error {
 	for unit := 0; unit < units; {
 		opcode := code[2*unit]
 		arg = arg<<8 | int(code[2*unit+1])
+		next := unit + 1 + ops.caches[opcode]
+		if next > units || arg > math.MaxInt32 || opcode == ops.extendedArg && next == units {
+			return fmt.Errorf("%w: the instruction at unit %d is cut short or too long", ErrUnknownShape, unit)
+		}
 		if opcode == ops.extendedArg {
-			unit++
+			unit = next
 			continue
 		}
-		next := unit + 1 + ops.caches[opcode]
 		if backward, jump := ops.jumps[opcode]; jump {
 			target := next + arg
 			if backward {
@@ -93,7 +104,7 @@ func (ops *opcodes) checkJumps(code []byte, at int) error {
 				return fmt.Errorf("%w: a jump from unit %d leaves the code", ErrUnknownShape, unit)
 			}
 			if (unit < at) != (target < at) {
-				return fmt.Errorf("%w: a jump crosses the function's start", ErrUnknownShape)
+				return fmt.Errorf("%w: the jump from unit %d crosses the function's start", ErrUnknownShape, unit)
 			}
 		}
 		arg = 0
@@ -116,7 +127,7 @@ func (ops *opcodes) prologue(hook int) []byte {
 			arg = byte(hook)
 		}
 		code = append(code, in.opcode, arg)
-		code = append(code, make([]byte, 2*in.caches)...)
+		code = append(code, make([]byte, 2*ops.caches[in.opcode])...)
 	}
 	return code
 }

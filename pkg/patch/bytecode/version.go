@@ -18,11 +18,11 @@ var (
 
 // opcodes is what the transform needs to know of one version's instruction set.
 type opcodes struct {
-	// before are the opcodes that may stand before the RESUME that starts the function.
-	before      map[byte]bool
+	// before are the opcodes that may stand before the RESUME that starts the function, and how
+	// much deeper each leaves the stack.
+	before      map[byte]int
 	extendedArg byte
 	resume      byte
-	loadConst   byte
 	// callHook are the instructions of the prologue; loadConst among them takes the hook.
 	callHook []instruction
 	// depth is the stack that callHook needs.
@@ -36,36 +36,35 @@ type opcodes struct {
 type instruction struct {
 	opcode, arg byte
 	hook        bool // arg is the hook's index in co_consts
-	caches      int
 }
 
 // The numbers are those of Lib/opcode.py (3.11, 3.12) and Include/opcode_ids.h (3.13, 3.14); caches
 // are Lib/opcode.py's _inline_cache_entries, and Lib/_opcode_metadata.py's from 3.13 on.
 var versions = map[Version]*opcodes{
 	{3, 11}: {
-		before:      set(149 /* COPY_FREE_VARS */, 135 /* MAKE_CELL */, 75 /* RETURN_GENERATOR */, 1 /* POP_TOP */),
-		extendedArg: 144, resume: 151, loadConst: 100,
+		before:      before(149, 135, 75, 1),
+		extendedArg: 144, resume: 151,
 		callHook: []instruction{
-			{opcode: 2}, // PUSH_NULL
-			{opcode: 100, hook: true},
-			{opcode: 100, hook: true},
-			{opcode: 166, arg: 1, caches: 1}, // PRECALL
-			{opcode: 171, arg: 1, caches: 4}, // CALL
-			{opcode: 1},                      // POP_TOP
+			{opcode: 2},               // PUSH_NULL
+			{opcode: 100, hook: true}, // LOAD_CONST
+			{opcode: 100, hook: true}, // LOAD_CONST
+			{opcode: 166, arg: 1},     // PRECALL
+			{opcode: 171, arg: 1},     // CALL
+			{opcode: 1},               // POP_TOP
 		},
 		depth:  3,
 		jumps:  jumps([]byte{93, 110, 111, 112, 114, 115, 123, 128, 129}, []byte{134, 140, 173, 174, 175, 176}),
 		caches: map[byte]int{25: 4, 60: 1, 92: 1, 95: 4, 106: 4, 107: 2, 116: 5, 122: 1, 160: 10, 166: 1, 171: 4},
 	},
 	{3, 12}: {
-		before:      set(149, 135, 75, 1),
-		extendedArg: 144, resume: 151, loadConst: 100,
+		before:      before(149, 135, 75, 1),
+		extendedArg: 144, resume: 151,
 		callHook: []instruction{
-			{opcode: 2},
-			{opcode: 100, hook: true},
-			{opcode: 100, hook: true},
-			{opcode: 171, arg: 1, caches: 3},
-			{opcode: 1},
+			{opcode: 2},               // PUSH_NULL
+			{opcode: 100, hook: true}, // LOAD_CONST
+			{opcode: 100, hook: true}, // LOAD_CONST
+			{opcode: 171, arg: 1},     // CALL
+			{opcode: 1},               // POP_TOP
 		},
 		depth:  3,
 		jumps:  jumps([]byte{93, 110, 114, 115, 123, 128, 129}, []byte{134, 140}),
@@ -73,14 +72,14 @@ var versions = map[Version]*opcodes{
 	},
 	// From 3.13 on the callable is pushed before the NULL.
 	{3, 13}: {
-		before:      set(62 /* COPY_FREE_VARS */, 94 /* MAKE_CELL */, 35 /* RETURN_GENERATOR */, 32 /* POP_TOP */),
-		extendedArg: 71, resume: 149, loadConst: 83,
+		before:      before(62, 94, 35, 32),
+		extendedArg: 71, resume: 149,
 		callHook: []instruction{
-			{opcode: 83, hook: true},
-			{opcode: 34}, // PUSH_NULL
-			{opcode: 83, hook: true},
-			{opcode: 53, arg: 1, caches: 3}, // CALL
-			{opcode: 32},                    // POP_TOP
+			{opcode: 83, hook: true}, // LOAD_CONST
+			{opcode: 34},             // PUSH_NULL
+			{opcode: 83, hook: true}, // LOAD_CONST
+			{opcode: 53, arg: 1},     // CALL
+			{opcode: 32},             // POP_TOP
 		},
 		depth: 3,
 		jumps: jumps([]byte{72, 79, 97, 98, 99, 100, 104}, []byte{77, 78}),
@@ -88,14 +87,14 @@ var versions = map[Version]*opcodes{
 			98: 1, 99: 1, 100: 1, 104: 1, 108: 4, 117: 1},
 	},
 	{3, 14}: {
-		before:      set(60 /* COPY_FREE_VARS */, 97 /* MAKE_CELL */, 34 /* RETURN_GENERATOR */, 31 /* POP_TOP */),
-		extendedArg: 69, resume: 128, loadConst: 82,
+		before:      before(60, 97, 34, 31),
+		extendedArg: 69, resume: 128,
 		callHook: []instruction{
-			{opcode: 82, hook: true},
-			{opcode: 33},
-			{opcode: 82, hook: true},
-			{opcode: 52, arg: 1, caches: 3},
-			{opcode: 31},
+			{opcode: 82, hook: true}, // LOAD_CONST
+			{opcode: 33},             // PUSH_NULL
+			{opcode: 82, hook: true}, // LOAD_CONST
+			{opcode: 52, arg: 1},     // CALL
+			{opcode: 31},             // POP_TOP
 		},
 		depth: 3,
 		jumps: jumps([]byte{70, 77, 100, 101, 102, 103, 106}, []byte{68 /* END_ASYNC_FOR */, 75, 76}),
@@ -104,12 +103,8 @@ var versions = map[Version]*opcodes{
 	},
 }
 
-func set(codes ...byte) map[byte]bool {
-	m := make(map[byte]bool, len(codes))
-	for _, code := range codes {
-		m[code] = true
-	}
-	return m
+func before(copyFreeVars, makeCell, returnGenerator, popTop byte) map[byte]int {
+	return map[byte]int{copyFreeVars: 0, makeCell: 0, returnGenerator: 1, popTop: -1}
 }
 
 func jumps(forward, backward []byte) map[byte]bool {

@@ -12,6 +12,7 @@ type image struct {
 	code     []span // executable sections
 	data     []span // other sections that are loaded, with relative relocations applied
 	segments []*elf.Prog
+	handlers []uint64 // where the opcodes' handlers begin, in order, once they are found
 }
 
 // A span is a section's bytes at their virtual address.

@@ -3,6 +3,7 @@ package evalloop
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"golang.org/x/arch/x86/x86asm"
 )
@@ -61,6 +62,8 @@ func Find(path string, major, minor int) (*Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
+	img.handlers = append([]uint64(nil), handlers[:]...)
+	slices.Sort(img.handlers)
 	table := &Table{
 		FrameCode: known.frameCode, CodeTag: known.codeTag, ResumeCheck: known.resumeCheck,
 		Redispatch: known.redispatch, EvalBreaker: evalBreaker, ThreadTracing: threadTracing, CodeVersion: codeVersion,
@@ -281,28 +284,54 @@ func relative(in x86asm.Inst) bool {
 }
 
 // branchedInto reports whether any branch may land after from and up to to, which would bring
-// another instruction's execution past a probe at to. It looks at every byte as a possible branch:
-// a false alarm only costs speed.
+// another instruction's execution past a probe at to. It looks at every byte as a possible branch,
+// and drops those that lie within an instruction: a false alarm only costs speed.
 func (img *image) branchedInto(from, to uint64) bool {
 	inside := func(target uint64) bool { return target > from && target <= to }
+	for _, start := range img.handlers {
+		if inside(start) {
+			return true
+		}
+	}
 	for _, s := range img.code {
 		for i := 0; i+6 <= len(s.bytes); i++ {
 			b, pc := s.bytes[i], s.addr+uint64(i)
+			var target uint64
 			switch {
 			case b == 0xe9:
-				if inside(pc + 5 + uint64(int64(int32(binary.LittleEndian.Uint32(s.bytes[i+1:]))))) {
-					return true
-				}
+				target = pc + 5 + uint64(int64(int32(binary.LittleEndian.Uint32(s.bytes[i+1:]))))
 			case b == 0x0f && s.bytes[i+1]&0xf0 == 0x80:
-				if inside(pc + 6 + uint64(int64(int32(binary.LittleEndian.Uint32(s.bytes[i+2:]))))) {
-					return true
-				}
+				target = pc + 6 + uint64(int64(int32(binary.LittleEndian.Uint32(s.bytes[i+2:]))))
 			case b == 0xeb || b&0xf0 == 0x70:
-				if inside(pc + 2 + uint64(int64(int8(s.bytes[i+1])))) {
-					return true
-				}
+				target = pc + 2 + uint64(int64(int8(s.bytes[i+1])))
+			default:
+				continue
+			}
+			if inside(target) && img.maybeInstruction(pc) {
+				return true
 			}
 		}
 	}
 	return false
+}
+
+// maxSweep bounds how far from a known instruction another is looked for, in bytes.
+const maxSweep = 64 << 10
+
+// maybeInstruction reports whether an instruction may begin at pc: whether disassembling from the
+// handler before it arrives there. Where that cannot be told it says yes.
+func (img *image) maybeInstruction(pc uint64) bool {
+	after, isHandler := slices.BinarySearch(img.handlers, pc)
+	if isHandler || after == 0 || pc-img.handlers[after-1] > maxSweep {
+		return true
+	}
+	at := img.handlers[after-1]
+	for code := img.at(at); at < pc; {
+		in, err := x86asm.Decode(code, 64)
+		if err != nil {
+			return true
+		}
+		code, at = code[in.Len:], at+uint64(in.Len)
+	}
+	return at == pc
 }

@@ -46,6 +46,10 @@ func TestFind(t *testing.T) {
 		}
 		for _, site := range table.Sites {
 			t.Logf("%+v", site)
+			// The cold RESUME alone may be where others branch into: 3.13's RESUME_CHECK does.
+			if !site.Emulated && site.Opcode != releases[[2]int{3, minor}].resumes[0] {
+				t.Errorf("opcode %d at %#x: the kernel would single-step", site.Opcode, site.Offset)
+			}
 			if table.Redispatch && !site.Thread.Known {
 				t.Errorf("opcode %d: the thread state is not known", site.Opcode)
 			}
