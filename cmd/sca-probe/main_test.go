@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,20 +60,24 @@ func unprivileged(ts *testscript.TestScript, neg bool, args []string) {
 	if os.Geteuid() != 0 {
 		ts.Fatalf("dropping privileges needs root")
 	}
-	binary, err := os.ReadFile(filepath.Join(testenv.Root(), "build", "bin", "sca-probe"))
-	ts.Check(err)
 	// The checkout may lie where nobody cannot go.
 	dir, err := os.MkdirTemp("", "sca-probe-unprivileged-")
 	ts.Check(err)
 	defer os.RemoveAll(dir)
 	ts.Check(os.Chmod(dir, 0o755))
 	path := filepath.Join(dir, "sca-probe")
-	ts.Check(os.WriteFile(path, binary, 0o755))
+	// Copied by another process: a descriptor that is open for writing here could be inherited by
+	// another test's child, and the copy would be busy.
+	ts.Check(exec.Command("cp", filepath.Join(testenv.Root(), "build", "bin", "sca-probe"), path).Run())
 	cmd := exec.Command(path, args...)
 	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	output, err := cmd.CombinedOutput()
 	ts.Check(os.WriteFile(ts.MkAbs("output"), output, 0o644))
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		ts.Fatalf("running sca-probe: %v", err)
+	}
 	if (err != nil) != neg {
 		ts.Fatalf("unexpected outcome %v: %s", err, output)
 	}
