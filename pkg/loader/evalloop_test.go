@@ -259,6 +259,8 @@ func TestEvalLoopCounterWithPerfEvents(t *testing.T) {
 		c.Call("plain", 1000)
 		c.CallThreads("Shapes.method", 1000, 3)
 		c.wantStarts("without uprobe_multi", map[string]uint64{"plain": 1000, "Shapes.method": 3000})
+		c.Exec("import os\npid = os.fork()\nif not pid:\n list(map(plain, range(100)))\n os._exit(0)\nos.waitpid(pid, 0)")
+		c.wantStarts("the child's starts are not the process's", map[string]uint64{"plain": 1000, "Shapes.method": 3000})
 	})
 }
 
