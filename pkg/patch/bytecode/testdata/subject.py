@@ -138,7 +138,7 @@ def check_static(name, old, new):
     same(name, "prologue", HOOK_CALL, [ins.opname for ins in visible])
     args = {"LOAD_CONST": len(old.co_consts), "PRECALL": 1, "CALL": 1}
     for ins in visible:
-        same(name, ins.opname + " of the prologue", args.get(ins.opname), ins.arg or None)
+        same(name, ins.opname + " of the prologue", args.get(ins.opname), ins.arg)
         if ins.opname == "LOAD_CONST" and ins.argval is not new.co_consts[-1]:
             failures.append(name + ": the prologue does not load the hook")
     if any(ins.is_jump_target for ins in prologue):
@@ -166,6 +166,8 @@ def check_static(name, old, new):
 
     shifted = [h and (moved(h[0] * 2) // 2, *h[1:]) for h in handlers(old)]
     same(name, "exception table", shifted[:unit] + shifted[unit - 1:unit] * more + shifted[unit:], handlers(new))
+    # The hook, a NULL and the argument stand on the empty stack.
+    same(name, "co_stacksize", max(3, old.co_stacksize), new.co_stacksize)
     counts["codes"] += 1
     counts["handlers across the prologue"] += shifted[unit - 1] is not None
     counts["location entries split"] += len(new.co_linetable) - len(old.co_linetable) > (more + 7) // 8
@@ -266,7 +268,7 @@ def opcodes():
         "opcodes": real,
         "caches": {str(real[name]): n for name, n in caches.items() if n},
         # dis.py, _is_backward_jump
-        "jumps": {str(op): "JUMP_BACKWARD" in name or name in ("END_ASYNC_FOR",) or "_BACKWARD_" in name
+        "jumps": {str(op): "JUMP_BACKWARD" in name or name == "END_ASYNC_FOR"
                   for name, op in real.items() if op in opcode.hasjrel},
         "absolute": [name for name, op in real.items() if op in opcode.hasjabs],
     }
