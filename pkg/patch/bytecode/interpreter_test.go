@@ -49,6 +49,14 @@ func TestInterpreters(t *testing.T) {
 
 func testInterpreter(t *testing.T, python string) {
 	t.Parallel()
+	// Opened here, so that go test runs again when only these have changed.
+	for _, file := range []string{"testdata/subject.py", "testdata/shapes.py", python} {
+		f, err := os.Open(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
 	cmd := exec.CommandContext(t.Context(), python, "testdata/subject.py")
 	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
 	cmd.WaitDelay = 2 * time.Second

@@ -136,6 +136,22 @@ func TestUnknownShapes(t *testing.T) {
 	}
 }
 
+// TestMalformedTables has tables that belong to other code.
+func TestMalformedTables(t *testing.T) {
+	whole := Code{Bytecode: []byte{151, 0, 124, 0, 83, 0}, LineTable: []byte{head(15, 3)}, ExceptionTable: exceptions([4]int{1, 1, 2, 0})}
+	if _, err := InsertPrologue(Version{3, 11}, whole); err != nil {
+		t.Fatal(err)
+	}
+	lines, handler := whole, whole
+	lines.LineTable = []byte{head(15, 4)}
+	handler.ExceptionTable = exceptions([4]int{1, 1, 3, 0})
+	for _, c := range []Code{lines, handler} {
+		if _, err := InsertPrologue(Version{3, 11}, c); !errors.Is(err, ErrUnknownShape) {
+			t.Errorf("%v: got %v, want ErrUnknownShape", c, err)
+		}
+	}
+}
+
 // FuzzInsertPrologue looks for input that makes the transform panic, or answer with tables that it
 // would itself refuse.
 func FuzzInsertPrologue(f *testing.F) {
@@ -156,10 +172,16 @@ func FuzzInsertPrologue(f *testing.F) {
 			t.Error("the input was written to")
 		}
 		if err != nil {
+			if v.Minor >= 11 && v.Minor <= 14 && errors.Is(err, ErrUnsupportedVersion) {
+				t.Errorf("%s: %v", v, err)
+			}
 			if !errors.Is(err, ErrUnknownShape) && !errors.Is(err, ErrUnsupportedVersion) {
 				t.Errorf("%v is neither ErrUnknownShape nor ErrUnsupportedVersion", err)
 			}
 			return
+		}
+		if n := len(out.Bytecode) - len(code); n < 14 || n%2 != 0 || out.NumConsts != consts+1 || out.StackSize < 3 {
+			t.Errorf("%d bytes inserted, %d constants of %d, a stack of %d", n, out.NumConsts, consts, out.StackSize)
 		}
 		// What comes out has the compiler's shape still.
 		out.NumConsts = min(out.NumConsts, 1<<30)

@@ -16,8 +16,9 @@ import types
 
 import shapes
 
-MODULES = """_pydecimal argparse ast asyncio.base_events asyncio.tasks asyncio.streams concurrent.futures.thread contextlib
-dataclasses enum functools importlib.metadata inspect logging pickle tarfile threading typing""".split()
+MODULES = """_pydecimal argparse ast asyncio.base_events asyncio.streams asyncio.tasks collections concurrent.futures.thread
+configparser contextlib dataclasses difflib enum functools http.client importlib.metadata inspect logging multiprocessing.pool
+pickle pprint subprocess tarfile threading tokenize traceback typing unittest.mock urllib.request""".split()
 
 HOOK_CALL = {
     11: ["PUSH_NULL", "LOAD_CONST", "LOAD_CONST", "PRECALL", "CALL", "POP_TOP"],
