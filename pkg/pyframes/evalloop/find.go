@@ -68,29 +68,63 @@ func Find(path string, major, minor int) (*Table, error) {
 		FrameCode: known.frameCode, CodeTag: known.codeTag, ResumeCheck: known.resumeCheck,
 		Redispatch: known.redispatch, EvalBreaker: evalBreaker, ThreadTracing: threadTracing, CodeVersion: codeVersion,
 	}
+	var blocks []block
 	for _, opcode := range known.resumes {
-		bodies, err := img.promoted(handlers[opcode])
+		copies, err := img.promoted(handlers[opcode])
 		if err != nil {
 			return nil, fmt.Errorf("%s: handler of opcode %d: %w", path, opcode, err)
 		}
-		for _, body := range append(bodies, handlers[opcode]) {
-			site, err := img.findSite(body, known.redispatch)
+		for _, start := range append(copies, handlers[opcode]) {
+			b, err := img.readBlock(start, known.redispatch)
 			if err != nil {
 				return nil, fmt.Errorf("%s: handler of opcode %d: %w", path, opcode, err)
 			}
-			site.Opcode = opcode
-			table.Sites = append(table.Sites, site)
+			b.site.Opcode = opcode
+			blocks = append(blocks, b)
 		}
 	}
+	entered := img.branchedInto(blocks)
+	for i, b := range blocks {
+		site, err := img.place(b, entered[i])
+		if err != nil {
+			return nil, fmt.Errorf("%s: handler of opcode %d: %w", path, b.site.Opcode, err)
+		}
+		table.Sites = append(table.Sites, site)
+	}
 	return table, nil
+}
+
+// A block is a handler from its start up to its first branch.
+type block struct {
+	site   Site
+	store  uint64 // where the instruction pointer is stored into the frame
+	branch uint64 // where the block ends
+	// emulable says that the kernel emulates the branch, and that the registers hold there what
+	// they held at the store.
+	emulable bool
+}
+
+// place chooses where in a block the probe goes: at the branch, if only the block leads there.
+func (img *image) place(b block, entered bool) (Site, error) {
+	site, at := b.site, b.branch
+	site.Emulated = b.emulable && !entered
+	if !site.Emulated {
+		at, site.InstrAhead = b.store, 0
+	}
+	offset, ok := img.fileOffset(at)
+	if !ok {
+		return Site{}, fmt.Errorf("%w: %#x is not in the file", ErrUnknownBuild, at)
+	}
+	site.Offset = offset
+	return site, nil
 }
 
 // maxScan is how many instructions of a handler are looked at.
 const maxScan = 24
 
-// findSite disassembles a handler up to its first branch. The store of the instruction pointer into
-// the frame tells both registers; the branch is where the kernel emulates.
-func (img *image) findSite(handler uint64, needThread bool) (Site, error) {
+// readBlock disassembles a handler up to its first branch. The store of the instruction pointer into
+// the frame tells both registers.
+func (img *image) readBlock(handler uint64, needThread bool) (block, error) {
 	code := img.at(handler)
 	var site Site
 	var store uint64 // where the instruction pointer is stored; 0 until seen
@@ -100,28 +134,18 @@ func (img *image) findSite(handler uint64, needThread bool) (Site, error) {
 	for range maxScan {
 		in, err := x86asm.Decode(code, 64)
 		if err != nil {
-			return Site{}, fmt.Errorf("%w: at %#x: %w", ErrUnknownBuild, pc, err)
+			return block{}, fmt.Errorf("%w: at %#x: %w", ErrUnknownBuild, pc, err)
 		}
 		if branches(in.Op) {
 			if store == 0 {
-				return Site{}, fmt.Errorf("%w: it branches at %#x before it stores the instruction pointer", ErrUnknownBuild, pc)
-			}
-			at := pc
-			site.Emulated = in.Op != x86asm.CALL && in.Op != x86asm.RET && relative(in) && intact &&
-				thread.usableAtEnd() && !img.branchedInto(store, pc)
-			if !site.Emulated {
-				at, site.InstrAhead = store, 0
+				return block{}, fmt.Errorf("%w: it branches at %#x before it stores the instruction pointer", ErrUnknownBuild, pc)
 			}
 			site.Thread = thread.location()
 			if needThread && !site.Thread.Known {
-				return Site{}, fmt.Errorf("%w: it does not show where the thread state is", ErrUnknownBuild)
+				return block{}, fmt.Errorf("%w: it does not show where the thread state is", ErrUnknownBuild)
 			}
-			offset, ok := img.fileOffset(at)
-			if !ok {
-				return Site{}, fmt.Errorf("%w: %#x is not in the file", ErrUnknownBuild, at)
-			}
-			site.Offset = offset
-			return site, nil
+			emulable := in.Op != x86asm.CALL && in.Op != x86asm.RET && relative(in) && intact && thread.usableAtEnd()
+			return block{site, store, pc, emulable}, nil
 		}
 		frame, instr, isStore := storesInstr(in)
 		switch {
@@ -137,7 +161,7 @@ func (img *image) findSite(handler uint64, needThread bool) (Site, error) {
 		thread.see(in)
 		code, pc = code[in.Len:], pc+uint64(in.Len)
 	}
-	return Site{}, fmt.Errorf("%w: no branch in its first %d instructions", ErrUnknownBuild, maxScan)
+	return block{}, fmt.Errorf("%w: no branch in its first %d instructions", ErrUnknownBuild, maxScan)
 }
 
 // A threadFinder follows where the thread state is. A handler shows it by reading eval_breaker or
@@ -283,14 +307,22 @@ func relative(in x86asm.Inst) bool {
 	return ok
 }
 
-// branchedInto reports whether any branch may land after from and up to to, which would bring
-// another instruction's execution past a probe at to. It looks at every byte as a possible branch,
-// and drops those that lie within an instruction: a false alarm only costs speed.
-func (img *image) branchedInto(from, to uint64) bool {
-	inside := func(target uint64) bool { return target > from && target <= to }
+// branchedInto reports of each block whether any branch may land after its store, which would bring
+// another instruction's execution past a probe at its end. It looks at every byte of the code as a
+// possible branch, and drops those that lie within an instruction: a false alarm only costs speed.
+func (img *image) branchedInto(blocks []block) []bool {
+	entered := make([]bool, len(blocks))
+	inside := map[uint64]int{} // addresses after a store, up to the branch, and whose block they are in
+	low, high := ^uint64(0), uint64(0)
+	for i, b := range blocks {
+		for addr := b.store + 1; addr <= b.branch; addr++ {
+			inside[addr] = i
+		}
+		low, high = min(low, b.store), max(high, b.branch)
+	}
 	for _, start := range img.handlers {
-		if inside(start) {
-			return true
+		if i, ok := inside[start]; ok {
+			entered[i] = true
 		}
 	}
 	for _, s := range img.code {
@@ -307,12 +339,15 @@ func (img *image) branchedInto(from, to uint64) bool {
 			default:
 				continue
 			}
-			if inside(target) && img.maybeInstruction(pc) {
-				return true
+			if target <= low || target > high {
+				continue
+			}
+			if n, ok := inside[target]; ok && !entered[n] {
+				entered[n] = img.maybeInstruction(pc)
 			}
 		}
 	}
-	return false
+	return entered
 }
 
 // maxSweep bounds how far from a known instruction another is looked for, in bytes.
