@@ -3,6 +3,7 @@ package bytecode
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"maps"
@@ -57,7 +58,9 @@ func testInterpreter(t *testing.T, python string) {
 		}
 		f.Close()
 	}
-	cmd := exec.CommandContext(t.Context(), python, "testdata/subject.py")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, python, "testdata/subject.py")
 	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
 	cmd.WaitDelay = 2 * time.Second
 	var stderr bytes.Buffer

@@ -286,7 +286,8 @@ def main():
     hook = [].append
     for (name, code), fields in zip(everything, answer):
         check_static(name, code, rewritten(code, fields, hook))
-    for (name, make), fields in zip(made, answer[len(codes):]):
+    # Code that is wrong already might run for ever.
+    for (name, make), fields in zip(made, answer[len(codes):] if not failures else []):
         check_behaviour("shapes:" + name, make, fields)
         if name in ("plain", "closure", "try_first", "generator", "generator_try_first", "generator_stop_iteration"):
             check_raising_hook("shapes:" + name, make, fields)
