@@ -1,0 +1,3 @@
+module sca-probe/testenv/embedgo
+
+go 1.26
