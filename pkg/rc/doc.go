@@ -4,5 +4,8 @@
 // repeated, lost or reordered update does no harm: whoever acts on it compares the set with what
 // is there. The payload is
 //
-//	{"sca_instrumentation": {"targets": ["module.submodule:function", "package.module:Class.method"]}}
+//	{"sca_instrumentation": {"targets": [
+//	    "module.submodule:function",
+//	    {"target": "package.module:Class.method", "package": "requests", "advisories": ["GHSA-…"], "mode": "first_hit"}
+//	]}}
 package rc

@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -29,41 +31,48 @@ const (
 	racy = 2 * time.Second
 )
 
-// A FileSource follows a payload in a file. Renames over it and symbolic links that are swapped
-// (a mounted ConfigMap) are changes like any other. A missing file is a withdrawn configuration:
-// nothing is desired. A malformed one, or one that cannot be read, changes nothing: the last good
-// set stays, and the error is reported once. A write that leaves the set as it was yields nothing.
+// A FileSource follows payloads in files: one file, or those in a directory whose names end in
+// ".json" and do not begin with a dot, each of which is a configuration ([Push] says how they are
+// merged). Renames over them and symbolic links that are swapped (a mounted ConfigMap) are changes
+// like any other. A missing file is a withdrawn configuration, a missing directory has none. A
+// file that cannot be read is like a malformed one: what it asked for before stays. Each error is
+// told once. A write that leaves the set as it was yields nothing.
 type FileSource struct {
 	path string
 }
 
-// NewFileSource returns a source that follows the file at path, which need not exist yet.
+// NewFileSource returns a source that follows the file or directory at path, which need not exist
+// yet.
 func NewFileSource(path string) *FileSource { return &FileSource{path: path} }
 
 // Watch implements [Source].
 func (s *FileSource) Watch(ctx context.Context) <-chan Update {
 	updates := make(chan Update)
-	go s.follow(ctx, updates)
+	go func() {
+		defer close(updates)
+		push := NewPush()
+		var delivery sync.WaitGroup
+		delivery.Go(func() { push.deliver(ctx, updates) })
+		s.follow(ctx, push)
+		delivery.Wait()
+	}()
 	return updates
 }
 
-func (s *FileSource) follow(ctx context.Context, updates chan<- Update) {
-	defer close(updates)
-	folder := watchFolder(filepath.Dir(s.path))
+func (s *FileSource) follow(ctx context.Context, push *Push) {
+	folder := watchFolder()
 	defer folder.close()
 	ticker := time.NewTicker(recheck)
 	defer ticker.Stop()
 
-	state := fileState{path: s.path}
-	for first := true; ; first = false {
+	files := map[string]*fileState{}
+	for {
 		// Watched before it is read: a change in between is then an event.
-		folder.renew()
-		if changed := state.read(); changed || first {
-			select {
-			case updates <- Update{Set: state.set, Err: state.err}:
-			case <-ctx.Done():
-				return
-			}
+		folder.renew(s.folder())
+		if names, err := s.list(); err != nil {
+			push.Fail(err)
+		} else {
+			_ = push.Push(scan(files, names)...) // list keeps to the only limit that it has
 		}
 		if !folder.wait(ctx, ticker.C) {
 			return
@@ -71,14 +80,77 @@ func (s *FileSource) follow(ctx context.Context, updates chan<- Update) {
 	}
 }
 
+// folder returns the directory in which changes to the files show.
+func (s *FileSource) folder() string {
+	if info, err := os.Stat(s.path); err == nil && info.IsDir() {
+		return s.path
+	}
+	return filepath.Dir(s.path)
+}
+
+// list returns the files that may be there.
+func (s *FileSource) list() ([]string, error) {
+	entries, err := os.ReadDir(s.path)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, fs.ErrNotExist) {
+		return []string{s.path}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading Remote Configuration: %w", err)
+	}
+	var names []string
+	for _, entry := range entries {
+		if name := entry.Name(); strings.HasSuffix(name, ".json") && !strings.HasPrefix(name, ".") {
+			names = append(names, filepath.Join(s.path, name))
+		}
+	}
+	// Past the limit nothing is read at all: which of them would count?
+	if len(names) > MaxConfigurations {
+		return nil, fmt.Errorf("reading Remote Configuration: %s has %d payloads, the limit is %d", s.path, len(names), MaxConfigurations)
+	}
+	return names, nil
+}
+
+// scan looks at the files that may be there, and returns what has changed since the last scan.
+func scan(files map[string]*fileState, names []string) []Change {
+	var changes []Change
+	for _, name := range names {
+		if files[name] == nil {
+			files[name] = &fileState{path: name}
+		}
+		content, err := files[name].load()
+		switch {
+		case errors.Is(err, errUnchanged):
+		case errors.Is(err, fs.ErrNotExist):
+			changes = append(changes, Change{Path: name})
+		case err != nil:
+			changes = append(changes, Change{Path: name, unreadable: fmt.Errorf("reading Remote Configuration: %w", withoutPath(err))})
+		default:
+			changes = append(changes, Change{Path: name, Payload: content})
+		}
+	}
+	for name := range files {
+		if !slices.Contains(names, name) {
+			delete(files, name)
+			changes = append(changes, Change{Path: name})
+		}
+	}
+	return changes
+}
+
+// withoutPath returns an error without the path that a Push puts before each of them.
+func withoutPath(err error) error {
+	var named *fs.PathError
+	if errors.As(err, &named) {
+		return named.Err
+	}
+	return err
+}
+
 // fileState is what a file was when it was last read.
 type fileState struct {
 	path    string
 	stamp   stamp
 	settled bool // stamp tells this content from any later one
-	content []byte
-	set     DesiredSet
-	err     error
 }
 
 // A stamp changes whenever a file does, once its times are older than racy.
@@ -87,50 +159,6 @@ type stamp struct {
 	size          int64
 	modified      unix.Timespec
 	changed       unix.Timespec
-}
-
-// read looks at the file and reports whether the desired set or the error changed.
-func (f *fileState) read() bool {
-	content, err := f.load()
-	switch {
-	case errors.Is(err, errUnchanged):
-		return false
-	case errors.Is(err, fs.ErrNotExist):
-		f.content = nil
-		return f.accept(nil)
-	case err != nil:
-		f.content = nil
-		return f.refuse(err)
-	}
-	if f.content != nil && bytes.Equal(content, f.content) {
-		return false
-	}
-	f.content = content
-	targets, err := ParsePayload(content)
-	if err != nil {
-		// A new content that fails the same way is another change.
-		f.err = nil
-		return f.refuse(fmt.Errorf("%s: %w", f.path, err))
-	}
-	return f.accept(targets)
-}
-
-// accept takes a good set and reports whether that changes anything.
-func (f *fileState) accept(targets []Target) bool {
-	recovered := f.err != nil
-	f.err = nil
-	if slices.Equal(targets, f.set.Targets) {
-		return recovered
-	}
-	f.set = DesiredSet{Version: f.set.Version + 1, Targets: targets}
-	return true
-}
-
-// refuse keeps the last good set and reports whether the error is news.
-func (f *fileState) refuse(err error) bool {
-	news := f.err == nil || f.err.Error() != err.Error()
-	f.err = err
-	return news
 }
 
 var errUnchanged = errors.New("unchanged")
@@ -143,15 +171,15 @@ func (f *fileState) load() ([]byte, error) {
 	// Without O_NONBLOCK, opening a named pipe waits for a writer, for good.
 	file, err := os.OpenFile(f.path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("reading Remote Configuration: %w", err)
+		return nil, err
 	}
 	defer file.Close()
 	var stat unix.Stat_t
 	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
-		return nil, fmt.Errorf("reading Remote Configuration: fstat %s: %w", f.path, err)
+		return nil, err
 	}
 	if stat.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil, fmt.Errorf("reading Remote Configuration: %s is not a regular file", f.path)
+		return nil, errors.New("not a regular file")
 	}
 	now := stamp{stat.Dev, stat.Ino, stat.Size, stat.Mtim, stat.Ctim}
 	if settled && now == f.stamp {
@@ -159,16 +187,17 @@ func (f *fileState) load() ([]byte, error) {
 		return nil, errUnchanged
 	}
 	quiet := time.Since(time.Unix(stat.Ctim.Unix())) > racy && time.Since(time.Unix(stat.Mtim.Unix())) > racy
-	content, err := io.ReadAll(io.LimitReader(file, MaxPayload+1))
-	if err != nil {
-		return nil, fmt.Errorf("reading Remote Configuration: %w", err)
+	// bytes.MinRead: the room that the read wants which finds the end.
+	content := bytes.NewBuffer(make([]byte, 0, min(stat.Size, MaxPayload+1)+bytes.MinRead))
+	if _, err := content.ReadFrom(io.LimitReader(file, MaxPayload+1)); err != nil {
+		return nil, err
 	}
 	f.stamp, f.settled = now, quiet
-	return content, nil
+	return content.Bytes(), nil
 }
 
-// A folder is the watch on the directory that holds the file. The directory is watched, not the
-// file: a rename over the file leaves its old inode behind, with the watch.
+// A folder is the watch on the directory that holds the files. The directory is watched, not the
+// files: a rename over a file leaves its old inode behind, with the watch.
 type folder struct {
 	path    string
 	watcher *fsnotify.Watcher     // nil when the user's inotify limit is reached: rechecks still follow
@@ -177,12 +206,12 @@ type folder struct {
 	watched os.FileInfo           // the directory that the watch is on
 }
 
-func watchFolder(path string) *folder {
+func watchFolder() *folder {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
-		return &folder{path: path}
+		return &folder{}
 	}
-	return &folder{path: path, watcher: watcher, events: watcher.Events, errors: watcher.Errors}
+	return &folder{watcher: watcher, events: watcher.Events, errors: watcher.Errors}
 }
 
 func (f *folder) close() {
@@ -193,17 +222,17 @@ func (f *folder) close() {
 
 // renew puts the watch on the directory that is at the path now: it may have appeared, or stand
 // where another one was, and a watch stays with the inode that it was put on.
-func (f *folder) renew() {
+func (f *folder) renew(path string) {
 	if f.watcher == nil {
 		return
 	}
-	info, err := os.Stat(f.path)
-	if err == nil && f.watched != nil && os.SameFile(info, f.watched) && len(f.watcher.WatchList()) > 0 {
+	info, err := os.Stat(path)
+	if err == nil && path == f.path && f.watched != nil && os.SameFile(info, f.watched) && len(f.watcher.WatchList()) > 0 {
 		return
 	}
 	_ = f.watcher.Remove(f.path) // fails when there is no watch, which is what is wanted
-	f.watched = nil
-	if err == nil && f.watcher.Add(f.path) == nil {
+	f.path, f.watched = path, nil
+	if err == nil && f.watcher.Add(path) == nil {
 		f.watched = info
 	}
 }

@@ -2,6 +2,7 @@ package rc
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,22 +29,25 @@ func startWatch(t *testing.T, path string) *watch {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &watch{t: t, path: path, updates: NewFileSource(path).Watch(ctx), cancel: cancel}
-	t.Cleanup(func() {
-		cancel()
-		deadline := time.After(patience)
-		for {
-			select {
-			case _, open := <-w.updates:
-				if !open {
-					return
-				}
-			case <-deadline:
-				t.Errorf("the channel is still open %s after the context ended", patience)
+	t.Cleanup(w.stop)
+	return w
+}
+
+// stop ends the watch, and waits until its channel is closed.
+func (w *watch) stop() {
+	w.cancel()
+	deadline := time.After(patience)
+	for {
+		select {
+		case _, open := <-w.updates:
+			if !open {
 				return
 			}
+		case <-deadline:
+			w.t.Errorf("the channel is still open %s after the context ended", patience)
+			return
 		}
-	})
-	return w
+	}
 }
 
 func (w *watch) next() Update {
@@ -251,6 +255,27 @@ func TestFileSameContentIsNoUpdate(t *testing.T) {
 	w.expect("c:d") // it was watching
 }
 
+// A mode or an advisory is content as much as a target is.
+func TestFileOtherWishForTheSameTarget(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "targets.json")
+	write(t, path, payload("a:b"))
+	w := startWatch(t, path)
+	version := w.expect("a:b").Set.Version
+	replace(t, path, objects(`{"target": "a:b", "mode": "count"}`))
+	w.quiet() // the same in another form
+	for i, entry := range []string{
+		`{"target": "a:b", "mode": "first_hit"}`,
+		`{"target": "a:b", "mode": "first_hit", "package": "p"}`,
+		`{"target": "a:b", "mode": "first_hit", "package": "p", "advisories": ["CVE-1"]}`,
+	} {
+		replace(t, path, objects(entry))
+		if update := w.expect("a:b"); update.Set.Version != version+uint64(i)+1 {
+			t.Errorf("%s: version %d after %d", entry, update.Set.Version, version)
+		}
+	}
+}
+
 // A ConfigMap volume: targets.json -> ..data/targets.json, ..data -> ..2026; a new version is a
 // new folder and a rename of ..data.
 func TestFileConfigMapSwap(t *testing.T) {
@@ -302,17 +327,17 @@ func TestFolderCreatedLaterThenReplaced(t *testing.T) {
 	rename(t, etc+".next", etc)
 	w.settles("c:d")
 	// The watch moved to the new folder: a recheck alone would be this late every time.
-	w.next10(folder)
+	w.next10(folder, "targets.json")
 }
 
 // next10 makes ten changes, which rechecks alone would take ten times as long to see.
-func (w *watch) next10(folder string) {
+func (w *watch) next10(folder, name string) {
 	w.t.Helper()
 	time.Sleep(recheck + recheck/2) // a recheck, which renews the watch
 	began := time.Now()
 	for range 5 {
 		for _, target := range []string{"e:f", "g:h"} {
-			replace(w.t, filepath.Join(folder, "targets.json"), payload(target))
+			replace(w.t, filepath.Join(folder, name), payload(target))
 			w.expect(target)
 		}
 	}
@@ -324,7 +349,6 @@ func (w *watch) next10(folder string) {
 func TestFileThatIsNoFile(t *testing.T) {
 	t.Parallel()
 	for name, create := range map[string]func(string) error{
-		"folder":     func(path string) error { return os.Mkdir(path, 0o755) },
 		"named pipe": func(path string) error { return unix.Mkfifo(path, 0o644) },
 		"endless":    func(path string) error { return os.Symlink("/dev/zero", path) },
 	} {
@@ -355,6 +379,111 @@ func TestFileTooLong(t *testing.T) {
 	if update := w.next(); update.Err == nil || !strings.Contains(update.Err.Error(), "limit") {
 		t.Errorf("error %v", update.Err)
 	}
+}
+
+func TestDirectory(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	write(t, file("b.json"), payload("b:b", "x:x"))
+	write(t, file("a.json"), payload("a:a"))
+	write(t, file(".hidden.json"), payload("no:no"))
+	write(t, file("README"), "no payload")
+	w := startWatch(t, dir)
+	w.expect("a:a", "b:b", "x:x")
+
+	replace(t, file("c.json"), payload("c:c", "x:x"))
+	w.expect("a:a", "b:b", "x:x", "c:c")
+	remove(t, file("b.json"))
+	w.settles("a:a", "c:c", "x:x")
+
+	// One is refused; the others are not.
+	replace(t, file("a.json"), payload("no colon"))
+	update := w.next()
+	if update.Err == nil || !strings.Contains(update.Err.Error(), file("a.json")) || names(update) != "a:a c:c x:x" {
+		t.Errorf("[%s], error %v", names(update), update.Err)
+	}
+	replace(t, file("c.json"), payload("c:d"))
+	update = w.next()
+	if update.Err == nil || names(update) != "a:a c:d" {
+		t.Errorf("[%s], error %v", names(update), update.Err)
+	}
+	remove(t, file("a.json"))
+	w.expect("c:d")
+	remove(t, file("c.json"))
+	w.expect()
+}
+
+func remove(t *testing.T, path string) {
+	t.Helper()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A ConfigMap volume with several keys changes all of them at once.
+func TestDirectoryConfigMapSwap(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for version, target := range map[string]string{"..1": "a:b", "..2": "c:d"} {
+		mkdir(t, filepath.Join(dir, version))
+		for _, key := range []string{"one.json", "two.json"} {
+			write(t, filepath.Join(dir, version, key), payload(target, key[:3]+":f"))
+		}
+	}
+	symlink(t, "..1", filepath.Join(dir, "..data"))
+	symlink(t, "..data/one.json", filepath.Join(dir, "one.json"))
+	symlink(t, "..data/two.json", filepath.Join(dir, "two.json"))
+	w := startWatch(t, dir)
+	version := w.expect("a:b", "one:f", "two:f").Set.Version
+	symlink(t, "..2", filepath.Join(dir, "..data"))
+	if update := w.expect("c:d", "one:f", "two:f"); update.Set.Version != version+1 {
+		t.Errorf("version %d after %d", update.Set.Version, version)
+	}
+	// A key goes with the next version.
+	mkdir(t, filepath.Join(dir, "..3"))
+	write(t, filepath.Join(dir, "..3", "two.json"), payload("e:f"))
+	symlink(t, "..3", filepath.Join(dir, "..data"))
+	w.expect("e:f")
+}
+
+// The same path is a directory, a file, nothing, and a directory again.
+func TestDirectoryThatIsAFileAtTimes(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "targets")
+	mkdir(t, path)
+	write(t, filepath.Join(path, "a.json"), payload("a:b"))
+	w := startWatch(t, path)
+	w.expect("a:b")
+	rename(t, path, path+".old")
+	w.settles()
+	replace(t, path, payload("c:d"))
+	w.settles("c:d")
+	remove(t, path)
+	w.settles()
+	rename(t, path+".old", path)
+	w.settles("a:b")
+	w.next10(path, "a.json")
+}
+
+func TestDirectoryWithTooMany(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "a.json"), payload("a:b"))
+	w := startWatch(t, dir)
+	w.expect("a:b")
+	next := t.TempDir()
+	for i := range MaxConfigurations + 1 {
+		write(t, filepath.Join(next, fmt.Sprintf("%d.json", i)), payload("c:d"))
+	}
+	rename(t, dir, dir+".old")
+	w.settles()
+	rename(t, next, dir)
+	if update := w.next(); update.Err == nil || !strings.Contains(update.Err.Error(), "has 101 payloads, the limit is 100") {
+		t.Errorf("[%s], error %v", names(update), update.Err)
+	}
+	remove(t, filepath.Join(dir, "0.json"))
+	w.settles("c:d")
 }
 
 // The channel closes while nobody receives, too.

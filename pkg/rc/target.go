@@ -18,14 +18,14 @@ func (t Target) String() string { return t.Module + ":" + t.QualName }
 // MarshalText makes a Target a plain string in JSON.
 func (t Target) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
-// maxTargetLength bounds what one target may occupy in memory and in a probe's
-// argument. The longest dotted path in the standard library has under 100 bytes.
-const maxTargetLength = 512
+// MaxTargetLength bounds what one target may occupy in memory and in a probe's
+// argument, in bytes. The longest dotted path in the standard library has under 100 bytes.
+const MaxTargetLength = 512
 
 // ParseTarget parses the wire form. It says nothing about whether the target exists.
 func ParseTarget(s string) (Target, error) {
-	if len(s) > maxTargetLength {
-		return Target{}, fmt.Errorf("target of %d bytes is longer than the limit of %d", len(s), maxTargetLength)
+	if len(s) > MaxTargetLength {
+		return Target{}, fmt.Errorf("target of %d bytes is longer than the limit of %d", len(s), MaxTargetLength)
 	}
 	module, qualname, found := strings.Cut(s, ":")
 	if !found {
