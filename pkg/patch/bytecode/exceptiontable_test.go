@@ -3,6 +3,7 @@ package bytecode
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"testing"
 )
 
@@ -77,4 +78,73 @@ func TestMalformedExceptions(t *testing.T) {
 			}
 		})
 	}
+}
+
+// handler is what handles an exception in one code unit: none has target -1.
+type handler struct{ target, depthAndLasti int }
+
+// handlers reads a whole exception table that is well formed, unit by unit, as Objects/exception_handling_notes.txt has it: the
+// first entry that a unit is in counts.
+func handlers(table []byte, units int) []handler {
+	found := slices.Repeat([]handler{{-1, 0}}, units)
+	number := func() (n int) {
+		for {
+			b := table[0]
+			table = table[1:]
+			n = n<<6 | int(b&63)
+			if b&64 == 0 {
+				return n
+			}
+		}
+	}
+	for len(table) > 0 {
+		start, length, is := number(), number(), handler{number(), number()}
+		for unit := start; unit < start+length; unit++ {
+			if found[unit].target < 0 {
+				found[unit] = is
+			}
+		}
+	}
+	return found
+}
+
+// refused reports whether a table was refused, as it may be: for its shape. It must be as it was kept.
+func refused(t *testing.T, table, kept []byte, err error) bool {
+	t.Helper()
+	if !bytes.Equal(table, kept) {
+		t.Error("the input was written to")
+	}
+	if err != nil && !errors.Is(err, ErrUnknownShape) {
+		t.Errorf("%v is not ErrUnknownShape", err)
+	}
+	return err != nil
+}
+
+// FuzzShiftExceptions compares what an interpreter reads in an exception table before and after: each unit has the handler that it
+// had, where that is now, and what was inserted has that of the unit before.
+func FuzzShiftExceptions(f *testing.F) {
+	f.Add(exceptions([4]int{4, 3, 20, 2}, [4]int{7, 1, 30, 0}), byte(40), byte(4), byte(8))
+	f.Add(exceptions([4]int{0, 200, 63, 65}), byte(201), byte(60), byte(3))
+	f.Add(exceptions([4]int{2, 2, 20, 1}), byte(40), byte(4), byte(3))
+	f.Add(exceptions([4]int{3, 10, 13, 1}, [4]int{2, 20, 13, 3}), byte(40), byte(4), byte(5))
+	f.Fuzz(func(t *testing.T, table []byte, units, at, n byte) {
+		if at == 0 || at >= units {
+			return // it is RESUME that stands before
+		}
+		kept := bytes.Clone(table)
+		got, err := shiftExceptions(table, int(units), int(at), int(n))
+		if refused(t, table, kept, err) {
+			return
+		}
+		want := handlers(table, int(units))
+		for i := range want {
+			if want[i].target >= 0 {
+				want[i].target += int(n)
+			}
+		}
+		want = slices.Insert(want, int(at), slices.Repeat(want[at-1:at], int(n))...)
+		if found := handlers(got, int(units)+int(n)); !slices.Equal(found, want) {
+			t.Errorf("%v became %v, which reads\n%v, want\n%v", table, got, found, want)
+		}
+	})
 }

@@ -3,6 +3,7 @@ package bytecode
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"testing"
 )
 
@@ -62,4 +63,84 @@ func TestMalformedLines(t *testing.T) {
 			}
 		})
 	}
+}
+
+// place is where one code unit belongs to, as Objects/locations.md has it; -1 is for what it does not say.
+type place struct{ line, endLine, column, endColumn int }
+
+var nowhere = place{-1, -1, -1, -1}
+
+// places reads a whole location table that is well formed, unit by unit.
+func places(table []byte) (units []place) {
+	line := 0
+	number := func() (n int) {
+		for shift := 0; ; shift += 6 {
+			b := table[0]
+			table = table[1:]
+			n |= int(b&63) << shift
+			if b&64 == 0 {
+				return n
+			}
+		}
+	}
+	signed := func() int {
+		n := number()
+		if n&1 != 0 {
+			return -(n >> 1)
+		}
+		return n >> 1
+	}
+	for len(table) > 0 {
+		code, length := table[0]>>3&15, int(table[0]&7)+1
+		table = table[1:]
+		at := nowhere
+		switch {
+		case code < 10:
+			at = place{line, line, int(code)<<3 | int(table[0]>>4), int(code)<<3 + int(table[0]>>4) + int(table[0]&15)}
+			table = table[1:]
+		case code < 13:
+			line += int(code) - 10
+			at = place{line, line, int(table[0]), int(table[1])}
+			table = table[2:]
+		case code == 13:
+			line += signed()
+			at = place{line, line, -1, -1}
+		case code == 14:
+			line += signed()
+			at = place{line, line + number(), number() - 1, number() - 1}
+		}
+		for range length {
+			units = append(units, at)
+		}
+	}
+	return units
+}
+
+// FuzzInsertLines compares what an interpreter reads in a location table before and after: each unit is where it was,
+// and what was inserted is nowhere.
+func FuzzInsertLines(f *testing.F) {
+	f.Add([]byte{head(14, 1), 2, 0, 1, 1, head(3, 2), 7}, byte(1), byte(4))
+	f.Add([]byte{head(0, 2), 1, head(12, 2), 3, 4, head(15, 1)}, byte(3), byte(11))
+	f.Add([]byte{head(13, 5), 66, 1, head(11, 8), 9, 9}, byte(4), byte(8))
+	f.Add([]byte{head(11, 8), 9, 9, head(10, 1), 3, 3}, byte(1), byte(3))
+	f.Fuzz(func(t *testing.T, table []byte, at, n byte) {
+		kept := bytes.Clone(table)
+		units := 0
+		for _, b := range table {
+			if b&0x80 != 0 {
+				units += int(b&7) + 1
+			}
+		}
+		if int(at) >= units || n == 0 {
+			return
+		}
+		got, err := insertLines(table, units, int(at), int(n))
+		if refused(t, table, kept, err) {
+			return
+		}
+		want := slices.Insert(places(table), int(at), slices.Repeat([]place{nowhere}, int(n))...)
+		if found := places(got); !slices.Equal(found, want) {
+			t.Errorf("%v became %v, which reads\n%v, want\n%v", table, got, found, want)
+		}
+	})
 }

@@ -6,17 +6,21 @@ import (
 	"slices"
 )
 
+// MaxBytecode is the length in bytes of the longest bytecode that is rewritten. The work takes some 20
+// times as much memory.
+const MaxBytecode = 16 << 20
+
 // Code is what the transform reads and writes of a code object.
 type Code struct {
 	Bytecode       []byte // co_code: no specialised opcodes, no cache contents
 	NumConsts      int    // len(co_consts)
 	StackSize      int    // co_stacksize
-	LineTable      []byte // co_linetable
-	ExceptionTable []byte // co_exceptiontable
+	LineTable      []byte // co_lnotab in CPython 3.8 and 3.9, co_linetable from 3.10 on
+	ExceptionTable []byte // co_exceptiontable, empty before CPython 3.11
 }
 
-// InsertPrologue returns c with a prologue that calls consts[c.NumConsts], the hook, with itself as
-// the one argument, and drops what it returns. The caller appends the hook to co_consts.
+// InsertPrologue returns c with a prologue that negates consts[c.NumConsts], the hook, and drops what
+// that returns. The caller appends the hook to co_consts.
 func InsertPrologue(v Version, c Code) (Code, error) {
 	ops := versions[v]
 	if ops == nil {
@@ -25,109 +29,146 @@ func InsertPrologue(v Version, c Code) (Code, error) {
 	if c.NumConsts < 0 || c.NumConsts >= math.MaxInt32 {
 		return Code{}, fmt.Errorf("%w: %d constants", ErrUnknownShape, c.NumConsts)
 	}
-	at, err := ops.findStart(c.Bytecode)
+	if len(c.Bytecode) > MaxBytecode {
+		return Code{}, fmt.Errorf("%w: bytecode of %d bytes, more than the %d that are rewritten", ErrUnknownShape,
+			len(c.Bytecode), MaxBytecode)
+	}
+	instructions, err := ops.decode(c.Bytecode)
 	if err != nil {
 		return Code{}, err
 	}
-	if err := ops.checkJumps(c.Bytecode, at); err != nil {
+	at, depth, err := ops.findStart(instructions)
+	if err != nil {
 		return Code{}, err
+	}
+	for i, in := range instructions {
+		if in.target >= 0 && (i < at) != (int(in.target) < at) {
+			return Code{}, fmt.Errorf("%w: the jump from unit %d crosses the function's start", ErrUnknownShape, in.start)
+		}
 	}
 	prologue := ops.prologue(c.NumConsts)
-	units := len(c.Bytecode) / 2
-	lines, err := insertLines(c.LineTable, units, at, len(prologue)/2)
+	rewrite := ops.insert
+	if ops.resume == 0 {
+		rewrite = ops.insertAbsolute
+	}
+	out, err := rewrite(c, instructions, at, prologue)
 	if err != nil {
 		return Code{}, err
 	}
-	exceptions, err := shiftExceptions(c.ExceptionTable, units, at, len(prologue)/2)
+	out.NumConsts = c.NumConsts + 1
+	out.StackSize = max(c.StackSize, depth+1)
+	return out, nil
+}
+
+// insert is for CPython 3.11 and later, where jumps are relative: those that do not cross the prologue
+// need no change.
+func (ops *opcodes) insert(c Code, instructions []instruction, at int, prologue []byte) (Code, error) {
+	unit, units, room := int(instructions[at].start), len(c.Bytecode)/2, len(prologue)/2
+	lines, err := insertLines(c.LineTable, units, unit, room)
+	if err != nil {
+		return Code{}, err
+	}
+	exceptions, err := shiftExceptions(c.ExceptionTable, units, unit, room)
 	if err != nil {
 		return Code{}, err
 	}
 	return Code{
-		Bytecode:       slices.Concat(c.Bytecode[:2*at], prologue, c.Bytecode[2*at:]),
-		NumConsts:      c.NumConsts + 1,
-		StackSize:      max(c.StackSize, ops.depth), // findStart makes sure that the stack is empty
+		Bytecode:       slices.Concat(c.Bytecode[:2*unit], prologue, c.Bytecode[2*unit:]),
 		LineTable:      lines,
 		ExceptionTable: exceptions,
 	}, nil
 }
 
-// findStart returns the code unit right after the RESUME that starts the function. The stack is
-// empty there: what RETURN_GENERATOR leaves on it, POP_TOP has taken away.
-func (ops *opcodes) findStart(code []byte) (int, error) {
-	if len(code)%2 != 0 {
-		return 0, fmt.Errorf("%w: bytecode of %d bytes", ErrUnknownShape, len(code))
+// insertAbsolute is for CPython 3.8 to 3.10, where the handlers of exceptions are named by instructions.
+func (ops *opcodes) insertAbsolute(c Code, instructions []instruction, at int, prologue []byte) (Code, error) {
+	if len(c.ExceptionTable) > 0 {
+		return Code{}, fmt.Errorf("%w: an exception table", ErrUnknownShape)
 	}
-	depth, extended := 0, false
-	for unit := 0; 2*unit < len(code); unit++ {
-		opcode, arg := code[2*unit], code[2*unit+1]
-		if opcode == ops.extendedArg {
-			extended = true
-			continue
-		}
-		if opcode == ops.resume {
-			if extended || arg != 0 || depth != 0 || 2*(unit+1) == len(code) {
-				return 0, fmt.Errorf("%w: the first RESUME is not that of a start", ErrUnknownShape)
+	r, err := ops.relocate(instructions, at, int32(len(prologue)/2))
+	if err != nil {
+		return Code{}, err
+	}
+	move := moveLines
+	if ops.byteJumps {
+		move = moveLnotab
+	}
+	lines, err := move(c.LineTable, r)
+	if err != nil {
+		return Code{}, err
+	}
+	return Code{Bytecode: r.bytecode(prologue), LineTable: lines}, nil
+}
+
+// findStart returns the index of the instruction that the prologue goes before, and how deep the stack
+// is there: it is empty but in CPython 3.15's generator expressions, which have their iterator on it.
+// What RETURN_GENERATOR leaves POP_TOP has taken away.
+func (ops *opcodes) findStart(instructions []instruction) (at, depth int, err error) {
+	if ops.resume == 0 {
+		at, err = ops.findGenStart(instructions)
+		return at, 0, err
+	}
+	effects, genExpr := ops.before, false
+	for i, in := range instructions {
+		if in.opcode == ops.resume {
+			switch {
+			case in.prefixes > 0 || !genExpr && depth > 0 || i+1 == len(instructions):
+			case in.arg == 0:
+				return i + 1, depth, nil
+			case in.arg == genExprStart && !genExpr && ops.beforeGenExpr != nil:
+				effects, genExpr = ops.beforeGenExpr, true
+				continue
 			}
-			return unit + 1, nil
+			return 0, 0, fmt.Errorf("%w: the first RESUME is not that of a start", ErrUnknownShape)
 		}
-		effect, known := ops.before[opcode]
+		effect, known := effects[in.opcode]
+		if !known && !genExpr {
+			effect, known = ops.calling(in, depth)
+		}
 		if depth += effect; !known || depth < 0 {
-			return 0, fmt.Errorf("%w: opcode %d before RESUME", ErrUnknownShape, opcode)
+			return 0, 0, fmt.Errorf("%w: opcode %d before RESUME", ErrUnknownShape, in.opcode)
 		}
-		extended = false
 	}
-	return 0, fmt.Errorf("%w: no RESUME", ErrUnknownShape)
+	return 0, 0, fmt.Errorf("%w: no RESUME", ErrUnknownShape)
 }
 
-// checkJumps refuses code in which a jump crosses the unit at: all jumps are relative, and only
-// those that do not cross the prologue need no change.
-func (ops *opcodes) checkJumps(code []byte, at int) error {
-	units := len(code) / 2
-	arg := 0
-	for unit := 0; unit < units; {
-		opcode := code[2*unit]
-		arg = arg<<8 | int(code[2*unit+1])
-		next := unit + 1 + ops.caches[opcode]
-		if next > units || arg > math.MaxInt32 || opcode == ops.extendedArg && next == units {
-			return fmt.Errorf("%w: the instruction at unit %d is cut short or too long", ErrUnknownShape, unit)
-		}
-		if opcode == ops.extendedArg {
-			unit = next
+// calling returns the effect of an instruction by which a constant is called with constants.
+func (ops *opcodes) calling(in instruction, depth int) (effect int, known bool) {
+	switch {
+	case ops.call == 0 || in.opcode == 0:
+		return 0, false
+	case in.opcode == ops.loadConst, in.opcode == ops.pushNull:
+		return 1, true
+	case in.opcode == ops.precall:
+		return 0, true
+	case in.opcode == ops.call && int(in.arg)+2 <= depth: // the callable, and the null beside it
+		return -int(in.arg) - 1, true
+	}
+	return 0, false
+}
+
+// findGenStart is findStart before CPython 3.11: GEN_START, where there is one, takes from the stack what
+// a generator is sent first.
+func (ops *opcodes) findGenStart(instructions []instruction) (int, error) {
+	at := 0
+	for i, in := range instructions {
+		if ops.genStart == 0 || in.opcode != ops.genStart {
 			continue
 		}
-		if backward, jump := ops.jumps[opcode]; jump {
-			target := next + arg
-			if backward {
-				target = next - arg
-			}
-			if target < 0 || target >= units {
-				return fmt.Errorf("%w: a jump from unit %d leaves the code", ErrUnknownShape, unit)
-			}
-			if (unit < at) != (target < at) {
-				return fmt.Errorf("%w: the jump from unit %d crosses the function's start", ErrUnknownShape, unit)
-			}
+		if i > 0 || in.prefixes > 0 || len(instructions) == 1 {
+			return 0, fmt.Errorf("%w: GEN_START is not at a generator's start", ErrUnknownShape)
 		}
-		arg = 0
-		unit = next
+		at = 1
 	}
-	return nil
+	return at, nil
 }
 
-// prologue assembles the call of the hook.
+// prologue assembles the negation of the hook.
 func (ops *opcodes) prologue(hook int) []byte {
 	var code []byte
-	for _, in := range ops.callHook {
-		arg := in.arg
-		if in.hook {
-			for shift := 24; shift > 0; shift -= 8 {
-				if hook>>shift != 0 {
-					code = append(code, ops.extendedArg, byte(hook>>shift))
-				}
-			}
-			arg = byte(hook)
+	for shift := 24; shift > 0; shift -= 8 {
+		if hook>>shift != 0 {
+			code = append(code, ops.extendedArg, byte(hook>>shift))
 		}
-		code = append(code, in.opcode, arg)
-		code = append(code, make([]byte, 2*ops.caches[in.opcode])...)
 	}
-	return code
+	return append(code, ops.loadConst, byte(hook), ops.unaryNegative, 0, ops.popTop, 0)
 }

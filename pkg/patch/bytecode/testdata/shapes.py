@@ -3,6 +3,9 @@
 A shape yields the function whose code is to be replaced, how often a drive starts it, and the
 drive. Line numbers matter here: traces and tracebacks are compared.
 """
+import functools
+import sys
+import textwrap
 
 SHAPES = {}
 
@@ -10,6 +13,22 @@ SHAPES = {}
 def shape(make):
     SHAPES[make.__name__] = make
     return make
+
+
+def since(minor):
+    return shape if sys.version_info >= (3, minor) else lambda make: make
+
+
+def compiled(source):
+    """The function f of a source that is made up, or too new for the oldest interpreter to parse."""
+    space = {}
+    exec(compiled_module(source), space)
+    return space["f"]
+
+
+@functools.lru_cache(maxsize=None)
+def compiled_module(source):
+    return compile(textwrap.dedent(source), __file__, "exec")
 
 
 @shape
@@ -86,18 +105,14 @@ def cells():
 def many_cells():
     names = ["v%d" % i for i in range(300)]
     source = "def f(%s):\n    return lambda: %s\n" % (", ".join(names), " + ".join(names))
-    space = {}
-    exec(compile(source, __file__, "exec"), space)
-    f = space["f"]
+    f = compiled(source)
     return f, 1, lambda: f(*range(300))()
 
 
 @shape
 def many_consts():
     source = "def f(x):\n" + "".join("    x += %d\n" % (1000 + i) for i in range(400)) + "    return x\n"
-    space = {}
-    exec(compile(source, __file__, "exec"), space)
-    f = space["f"]
+    f = compiled(source)
     return f, 1, lambda: f(0)
 
 
@@ -130,9 +145,7 @@ def consts_70000():
 def long_loop():
     body = "".join("        if x %% %d == 1:\n            y += %d\n            continue\n" % (i + 2, i) for i in range(200))
     source = "def f(n):\n    y = 0\n    for x in range(n):\n" + body + "        y -= 1\n    return y\n"
-    space = {}
-    exec(compile(source, __file__, "exec"), space)
-    f = space["f"]
+    f = compiled(source)
     return f, 1, lambda: f(500)
 
 
@@ -156,6 +169,67 @@ def while_true_only():
             step()
 
     return f, 1, lambda: f(iter([1, 2]).__next__)
+
+
+@shape
+def while_true_one_line():
+    def f(step):
+        while True: step()
+
+    return f, 1, lambda: f(iter([1, 2]).__next__)
+
+
+@shape
+def while_first():
+    def f(x):
+        while x:
+            x -= 1
+        else:
+            x = "done"
+        return x
+
+    return f, 2, lambda: (f(3), f(0))
+
+
+@shape
+def while_on_the_first_line():
+    f = compiled("""
+        def f(x):
+            while (x
+                   and len(x) < 9): x += "."
+            return x
+        """)
+    return f, 2, lambda: (f("x"), f(""))
+
+
+def loop_after(statements):
+    """A loop whose head, an absolute jump's target before CPython 3.11, is near where its argument grows."""
+    f = compiled("def f(x):\n" + "    x\n" * statements + """
+    for i in range(3):
+        if i == x:
+            continue
+        while x > 1:
+            x -= 1
+            try:
+                x / (x - 1)
+            except ZeroDivisionError:
+                break
+    return x
+""")
+    return f, 2, lambda: (f(5), f(0))
+
+
+# Two instructions a statement: 256 bytes of code (3.8, 3.9) and 256 instructions (3.10).
+for statements in [*range(50, 66), *range(110, 130)]:
+    SHAPES["loop_after_%d" % statements] = lambda statements=statements: loop_after(statements)
+
+
+@shape
+def very_long():
+    """More than 65,535 instructions and constants, and a loop around them all."""
+    body = "".join("        x = %d\n" % (70000 + i) for i in range(66000))
+    f = compiled("def f(n):\n    x = 0\n    while n:\n        n -= 1\n" + body + "    return x\n")
+    return f, 1, lambda: f(1)
 
 
 @shape
@@ -185,16 +259,17 @@ def try_reraise():
     return f, 1, lambda: f({"a": {}})
 
 
-@shape
+@since(11)
 def groups():
-    def f():
-        try:
-            raise ExceptionGroup("g", [ValueError(1), TypeError(2), KeyError(3)])
-        except* ValueError as e:
-            first = len(e.exceptions)
-        except* TypeError:
-            pass
-
+    f = compiled("""
+        def f():
+            try:
+                raise ExceptionGroup("g", [ValueError(1), TypeError(2), KeyError(3)])
+            except* ValueError as e:
+                first = len(e.exceptions)
+            except* TypeError:
+                pass
+        """)
     return f, 1, f
 
 
@@ -242,20 +317,55 @@ def wrong_arguments():
     return f, 0, f
 
 
-@shape
+@since(10)
 def matches():
-    def f(value):
-        match value:
-            case {"k": [a, *rest]}:
-                return a, rest
-            case (1, x) | [2, x, _]:
-                return x
-            case str() as s if len(s) > 2:
-                return s
-            case _:
-                return None
-
+    f = compiled("""
+        def f(value):
+            match value:
+                case {"k": [a, *rest]}:
+                    return a, rest
+                case (1, x) | [2, x, _]:
+                    return x
+                case str() as s if len(s) > 2:
+                    return s
+                case _:
+                    return None
+        """)
     return f, 5, lambda: [f(v) for v in ({"k": [1, 2]}, (1, 5), [2, 6, 7], "long", 9)]
+
+
+@since(12)
+def type_parameters():
+    f = compiled("""
+        def f[T: int](value: T, *more: *tuple[T, ...]) -> list[T]:
+            type Pairs[U] = list[tuple[T, U]]
+            class Box[V]:
+                content: V = value
+                def get(self): return [self.content, __class__.__name__]
+            return Box().get(), [x for x in more], Pairs.__type_params__[0].__name__
+        """)
+    return f, 1, lambda: f(1, 2, 3)
+
+
+@since(14)
+def templates():
+    f = compiled("""
+        def f(a, b):
+            try:
+                return t"{a!r:>{b}} and {b}".values
+            except ValueError, TypeError:
+                return f"{a}"
+        """)
+    return f, 1, lambda: f("x", 5)
+
+
+@since(15)
+def unpacking_comprehensions():
+    f = compiled("""
+        def f(rows):
+            return [*row for row in rows], {**{len(row): row} for row in rows}
+        """)
+    return f, 1, lambda: f([[1], [2, 3]])
 
 
 @shape
