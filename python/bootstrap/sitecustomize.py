@@ -13,25 +13,38 @@ def _bootstrap():
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != here]
 
-    # The program's own sitecustomize comes first: it may set what the engine is gated on.
     import importlib.machinery
     import importlib.util
 
+    def begin():
+        # Spelled out rather than asked of sca_probe, which is not even imported while it is off. Beside
+        # ddtrace, AppSec and SCA are for ddtrace to know.
+        on = [
+            os.environ.get(name, "").strip().lower() in ("1", "true")
+            for name in ("DD_SCA_DETECTION_ENABLED", "DD_APPSEC_ENABLED", "DD_APPSEC_SCA_ENABLED")
+        ]
+        if not (all(on) or on[0] and importlib.util.find_spec("ddtrace")):
+            return False
+        sys.path.append(os.path.dirname(here))
+        try:
+            from sca_probe import bootstrap
+        finally:
+            sys.path.remove(os.path.dirname(here))
+        bootstrap.begin(explicit=True)
+        return True
+
+    begun = False
     spec = importlib.machinery.PathFinder.find_spec("sitecustomize", sys.path)
     if spec is not None and spec.loader is not None:
+        # ddtrace's starts ddtrace, which is waited for. The program's own comes first: it may set what the engine
+        # is gated on.
+        if str(spec.origin).endswith(os.path.join("ddtrace", "bootstrap", "sitecustomize.py")):
+            begun = begin()
         module = importlib.util.module_from_spec(spec)
         sys.modules["sitecustomize"] = module
         spec.loader.exec_module(module)
-
-    # Spelled out rather than asked of sca_probe, which is not even imported while it is off.
-    gates = ("DD_SCA_DETECTION_ENABLED", "DD_APPSEC_ENABLED", "DD_APPSEC_SCA_ENABLED")
-    if all(os.environ.get(name, "").strip().lower() in ("1", "true") for name in gates):
-        sys.path.append(os.path.dirname(here))
-        try:
-            import sca_probe
-        finally:
-            sys.path.remove(os.path.dirname(here))
-        sca_probe.start()
+    if not begun:
+        begin()
 
 
 _bootstrap()
