@@ -5,8 +5,8 @@
 // It only reads, through process_vm_readv, and needs CAP_SYS_PTRACE (or the same user
 // and a permissive ptrace scope). It stops no process and writes nothing into one.
 //
-// Supported are final releases of CPython 3.11, 3.13 and 3.14 on x86-64 Linux with the
-// global interpreter lock and without Py_DEBUG. Everything else is refused with
+// Supported are final releases of CPython 3.6 to 3.15 on x86-64 Linux with the global
+// interpreter lock and without Py_DEBUG. Everything else is refused with
 // [ErrUnsupportedBuild]. From 3.13 the layout comes from _Py_DebugOffsets in the running
 // process, else from a table; either is checked against objects that every interpreter
 // has before anything read with it is believed.

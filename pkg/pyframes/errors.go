@@ -41,9 +41,11 @@ const (
 	NotFound
 	// NotPythonFunction says that the name is bound to something without Python code.
 	NotPythonFunction
+	// Ambiguous says that several functions have the name.
+	Ambiguous
 )
 
-// String returns "not-imported", "not-found" or "not-python-function".
+// String returns "not-imported", "not-found", "not-python-function" or "ambiguous".
 func (k UnresolvedKind) String() string {
 	switch k {
 	case NotImported:
@@ -52,6 +54,8 @@ func (k UnresolvedKind) String() string {
 		return "not-found"
 	case NotPythonFunction:
 		return "not-python-function"
+	case Ambiguous:
+		return "ambiguous"
 	}
 	return fmt.Sprintf("UnresolvedKind(%d)", int(k))
 }

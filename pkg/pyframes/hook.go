@@ -5,16 +5,42 @@ import (
 	"fmt"
 )
 
-// A Hook is what the engine puts into a patched code object as its last constant: a
-// builtin whose __self__ is struct sca_hook (cmd/sca-engine/hook.h).
+// A Hook is what the engine puts into a patched code object as its last constant: struct
+// sca_hook (cmd/sca-engine/extension/hook.h).
 type Hook struct {
 	Addr     uint64 // of the struct
 	Target   string // "module:qualname"
 	Hits     uint64 // calls of the target since it was patched
 	Original uint64 // address of the code object that the patched one stands for
 	Patched  uint64 // address of the patched code object
+	Mode     HookMode
+	State    HookState
 	Callers  []Caller
 }
+
+// A HookMode is what a hook is for: enum sca_mode in cmd/sca-engine/host.h.
+type HookMode uint32
+
+// The modes. A function whose hook is a carrier or the engine's own is not patched.
+const (
+	CountMode    HookMode = iota // counts every call
+	FirstHitMode                 // removes itself on the first call
+	carrierMode                  // marks a function whose nested code constants were replaced
+	importsMode                  // the engine's own, in the import system
+)
+
+// A HookState is what became of a hook: enum sca_hook_state in cmd/sca-engine/host.h.
+type HookState uint32
+
+// The states.
+const (
+	InPlace HookState = iota
+	Reverted
+	Hit // a first-hit hook that removed itself
+)
+
+// isTarget reports whether the hook is one of a target.
+func (h *Hook) isTarget() bool { return h.Mode == CountMode || h.Mode == FirstHitMode }
 
 // A Caller is one place that called the target, recorded on its first hits.
 type Caller struct {
@@ -24,8 +50,8 @@ type Caller struct {
 
 const (
 	hookMagic  = 0x6b6f6f4861637331
-	hookABI    = 1
-	hookSize   = 80
+	hookABI    = 2
+	hookSize   = 88
 	maxCallers = 8
 	callerSize = 24
 )
@@ -45,9 +71,10 @@ func (p *Process) ReadHook(addr uint64) (*Hook, error) {
 	return h, nil
 }
 
-// hookOf returns the hook of a patched code object, nil when it is not patched.
+// hookOf returns the hook of a code object that the engine put in place, nil when it did not. The hook
+// may be none of a target.
 func (im *image) hookOf(code uint64) (*Hook, error) {
-	consts, err := im.word(code, codeConsts)
+	consts, err := im.word(code, im.layout.codeConsts)
 	if err != nil {
 		return nil, err
 	}
@@ -59,14 +86,7 @@ func (im *image) hookOf(code uint64) (*Hook, error) {
 	if err != nil {
 		return nil, err
 	}
-	if is, err := im.is(last, "PyCFunction_Type"); err != nil || !is {
-		return nil, err
-	}
-	self, err := im.word(last, builtinSelf)
-	if err != nil || self == 0 {
-		return nil, err
-	}
-	h, err := im.hook(self)
+	h, err := im.hook(last)
 	if err != nil || h == nil {
 		return nil, err
 	}
@@ -90,7 +110,14 @@ func (im *image) hook(addr uint64) (*Hook, error) {
 	if abi := binary.LittleEndian.Uint32(raw[24:]); abi != hookABI {
 		return nil, fmt.Errorf("hook at %#x has ABI %d, this observer knows %d: update the older of the two", addr, abi, hookABI)
 	}
-	h := &Hook{Addr: addr, Hits: word(32), Original: word(48), Patched: word(64)}
+	h := &Hook{Addr: addr, Original: word(48), Patched: word(64)}
+	h.Mode, h.State = HookMode(binary.LittleEndian.Uint32(raw[80:])), HookState(binary.LittleEndian.Uint32(raw[84:]))
+	if h.Mode > importsMode || h.State > Hit {
+		return nil, fmt.Errorf("%w: hook at %#x has mode %d and state %d", ErrCorrupt, addr, h.Mode, h.State)
+	}
+	if h.Hits, err = im.word(word(32), 0); err != nil {
+		return nil, fmt.Errorf("hits of the hook at %#x: %w", addr, err)
+	}
 	if h.Target, err = readCString(im.mem, word(40)); err != nil {
 		return nil, fmt.Errorf("target of the hook at %#x: %w", addr, err)
 	}

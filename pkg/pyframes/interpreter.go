@@ -11,8 +11,13 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/arch/x86/x86asm"
+
+	"sca-probe/pkg/internal/bounded"
 )
 
 // Version is a release of CPython.
@@ -39,19 +44,37 @@ type Interpreter struct {
 	symbols map[string]uint64 // link-time addresses of the names in wanted
 	loads   []elf.ProgHeader  // PT_LOAD
 	exec    bool              // ET_EXEC: mapped where it was linked
+	byID    bool              // read from another file, which has the same build ID
 }
 
 // wanted are the exported names that this package starts from. Extensions need them,
 // so .dynsym has them even in stripped and static builds.
 var wanted = map[string]bool{
-	"_PyRuntime": true, "Py_Version": true, "_PyEval_EvalFrameDefault": true,
-	"PyType_Type": true, "PyDict_Type": true, "PyUnicode_Type": true, "PyTuple_Type": true,
+	"_PyEval_EvalFrameDefault": true, "PyType_Type": true, "PyDict_Type": true, "PyUnicode_Type": true, "PyTuple_Type": true,
 	"PyModule_Type": true, "PyFunction_Type": true, "PyCode_Type": true, "PyCFunction_Type": true,
 	"PyMethod_Type": true, "PyStaticMethod_Type": true, "PyClassMethod_Type": true, "PyProperty_Type": true,
+	"PyFrame_Type": true, "PyMemberDescr_Type": true, "PyLong_Type": true, "PyBytes_Type": true,
 }
 
+// wantedSince are those that only newer versions have, by the minor version that brought them.
+var wantedSince = map[string]int{"_PyRuntime": 7, "Py_Version": 11}
+
+// listHead names, among an interpreter's symbols, where the list of interpreter states begins:
+// _PyRuntime, or in 3.6 the static variable interp_head.
+func (v Version) listHead() string {
+	if v.Minor < wantedSince["_PyRuntime"] {
+		return interpHead
+	}
+	return "_PyRuntime"
+}
+
+const (
+	interpHead     = "interp_head"
+	interpHeadFrom = "PyInterpreterState_Head"
+)
+
 // debugSymbols are exported by Py_REF_DEBUG builds, which Py_DEBUG implies, and by no
-// other (Include/object.h and Include/refcount.h, CPython 3.11 to 3.14).
+// other (Include/object.h and Include/refcount.h, CPython 3.6 to 3.15).
 var debugSymbols = map[string]bool{"_Py_NegativeRefcount": true, "_Py_RefTotal": true, "_Py_INCREF_IncRefTotal": true}
 
 // OpenInterpreter reads the build at path: a python executable or libpython. For an
@@ -88,12 +111,12 @@ var pythonName = regexp.MustCompile(`python([23])\.([0-9]{1,2})`)
 
 // readInterpreter reads the build in the ELF file r, which messages call path.
 func readInterpreter(r io.ReaderAt, path string) (*Interpreter, error) {
-	f, err := elf.NewFile(r)
+	f, err := bounded.ELF(r)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", path, ErrNotPython, err)
 	}
 	defer f.Close()
-	dynamic, err := f.DynamicSymbols()
+	names, err := exportedOrAll(f)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", path, ErrNotPython, err)
 	}
@@ -106,11 +129,11 @@ func readInterpreter(r io.ReaderAt, path string) (*Interpreter, error) {
 		symbols:  make(map[string]uint64),
 		exec:     f.Type == elf.ET_EXEC,
 	}
-	for _, s := range dynamic {
+	for _, s := range names {
 		if s.Section == elf.SHN_UNDEF {
 			continue
 		}
-		if wanted[s.Name] {
+		if wanted[s.Name] || wantedSince[s.Name] != 0 || s.Name == interpHeadFrom {
 			in.symbols[s.Name] = s.Value
 		}
 		in.Debug = in.Debug || debugSymbols[s.Name]
@@ -128,6 +151,11 @@ func readInterpreter(r io.ReaderAt, path string) (*Interpreter, error) {
 		in.Linkage, soname = "shared", names[0]
 	}
 	in.readVersion(f, soname)
+	if in.Version.Major == 3 && in.Version.Minor == 6 {
+		if addr, ok := readInterpHead(f, in.symbols[interpHeadFrom]); ok {
+			in.symbols[interpHead] = addr
+		}
+	}
 	if addr := in.symbols["_PyRuntime"]; addr != 0 && in.Version.Minor >= 13 {
 		// struct _Py_DebugOffsets, Include/internal/pycore_runtime.h (3.13) and
 		// pycore_debug_offsets.h (3.14): cookie, version, free_threaded.
@@ -138,8 +166,22 @@ func readInterpreter(r io.ReaderAt, path string) (*Interpreter, error) {
 	return in, in.supported()
 }
 
+// exportedOrAll returns the exported symbols, or all of a program that links CPython in and exports
+// nothing of it.
+func exportedOrAll(f *elf.File) ([]elf.Symbol, error) {
+	dynamic, err := f.DynamicSymbols()
+	if err == nil && slices.ContainsFunc(dynamic, func(s elf.Symbol) bool { return s.Name == "PyType_Type" }) {
+		return dynamic, nil
+	}
+	all, allErr := f.Symbols()
+	if allErr != nil {
+		return dynamic, err
+	}
+	return append(dynamic, all...), nil
+}
+
 // readVersion takes the version from Py_Version, which 3.11 introduced, or for older
-// builds from the file's name, which is only good enough to refuse them by.
+// builds from the text that Py_GetVersion begins with.
 func (in *Interpreter) readVersion(f *elf.File, soname string) {
 	if addr := in.symbols["Py_Version"]; addr != 0 {
 		if raw, err := readAddress(f, addr, 4); err == nil {
@@ -147,13 +189,84 @@ func (in *Interpreter) readVersion(f *elf.File, soname string) {
 			return
 		}
 	}
+	var named Version
 	for _, name := range []string{soname, filepath.Base(in.Path)} {
 		if m := pythonName.FindStringSubmatch(name); m != nil {
-			in.Version.Major, _ = strconv.Atoi(m[1])
-			in.Version.Minor, _ = strconv.Atoi(m[2])
-			return
+			named.Major, _ = strconv.Atoi(m[1])
+			named.Minor, _ = strconv.Atoi(m[2])
+			break
 		}
 	}
+	if !in.readVersionText(f, named) {
+		in.Version = named // good enough to refuse it by
+	}
+}
+
+// versionText is PY_VERSION (Include/patchlevel.h), which the linker may have made the end of
+// another text.
+var versionText = regexp.MustCompile(`[^0-9.](3)\.([0-9]{1,2})\.([0-9]{1,2})((?:a|b|rc)[0-9]+)?\+?\x00`)
+
+// maxReadOnly bounds the .rodata that is searched for the version. CPython's has under 4 MiB.
+const maxReadOnly = 64 << 20
+
+// readVersionText takes the version from the only text in .rodata that may be one of CPython
+// before 3.11, and of the release that the file's name says, where it says one. A program that
+// embeds CPython may hold other texts like it: then none is believed. Whoever opens a process
+// compares sys.hexversion.
+func (in *Interpreter) readVersionText(f *elf.File, named Version) bool {
+	s := f.Section(".rodata")
+	if s == nil || s.Size > maxReadOnly {
+		return false
+	}
+	data, err := s.Data()
+	if err != nil {
+		return false
+	}
+	found := make(map[Version]byte)
+	for _, m := range versionText.FindAllSubmatch(data, -1) {
+		v := Version{Major: 3}
+		v.Minor, _ = strconv.Atoi(string(m[2]))
+		v.Micro, _ = strconv.Atoi(string(m[3]))
+		if v.Minor >= wantedSince["Py_Version"] || named != (Version{}) && v.Minor != named.Minor {
+			continue
+		}
+		found[v] = releaseFinal
+		if len(m[4]) > 0 {
+			found[v] = m[4][0] - 'a' + 0xa // alpha, beta; a candidate is no final release either
+		}
+	}
+	if len(found) != 1 {
+		return false
+	}
+	for v, level := range found {
+		in.Version, in.level = v, level
+	}
+	return true
+}
+
+const releaseFinal = 0xf // PY_RELEASE_LEVEL_FINAL
+
+// readInterpHead finds the static variable interp_head of CPython 3.6 from the one
+// instruction that PyInterpreterState_Head is besides its return (Python/pystate.c).
+func readInterpHead(f *elf.File, function uint64) (uint64, bool) {
+	const longest = 15 // bytes of an instruction
+	code, err := readAddress(f, function, 2*longest)
+	if err != nil || f.Machine != elf.EM_X86_64 {
+		return 0, false
+	}
+	load, err := x86asm.Decode(code, 64)
+	if err != nil {
+		return 0, false
+	}
+	ret, err := x86asm.Decode(code[load.Len:], 64)
+	if err != nil || ret.Op != x86asm.RET || load.Op != x86asm.MOV || load.Args[0] != x86asm.RAX {
+		return 0, false
+	}
+	from, ok := load.Args[1].(x86asm.Mem)
+	if !ok || from.Base != x86asm.RIP || from.Index != 0 {
+		return 0, false
+	}
+	return function + uint64(load.Len) + uint64(from.Disp), true
 }
 
 // setVersion decodes PY_VERSION_HEX: 0x030d01f0 is the final 3.13.1.
@@ -162,7 +275,7 @@ func (in *Interpreter) setVersion(hex uint32) {
 	in.level = byte(hex >> 4 & 0xf)
 }
 
-const supportedBuilds = "supported are final releases of 3.11, 3.13 and 3.14 on x86-64, with the GIL and without Py_DEBUG"
+const supportedBuilds = "supported are final releases of 3.6 to 3.15 on x86-64, with the GIL and without Py_DEBUG"
 
 func (in *Interpreter) supported() error {
 	refuse := func(what string) error {
@@ -173,11 +286,9 @@ func (in *Interpreter) supported() error {
 		return refuse("CPython for " + in.machine.String())
 	case in.Version == Version{}:
 		return refuse("a CPython whose version cannot be told")
-	case in.symbols["Py_Version"] == 0:
-		return refuse(fmt.Sprintf("CPython %d.%d", in.Version.Major, in.Version.Minor))
 	case layouts[[2]int{in.Version.Major, in.Version.Minor}] == nil:
 		return refuse("CPython " + in.Version.String())
-	case in.level != 0xf:
+	case in.level != releaseFinal:
 		return refuse("a pre-release of CPython " + in.Version.String())
 	case in.FreeThreaded:
 		return refuse("the free-threaded build of CPython " + in.Version.String())
@@ -188,6 +299,14 @@ func (in *Interpreter) supported() error {
 		if in.symbols[name] == 0 {
 			return refuse("CPython " + in.Version.String() + " that does not export " + name)
 		}
+	}
+	for name, since := range wantedSince {
+		if in.symbols[name] == 0 && in.Version.Minor >= since {
+			return refuse("CPython " + in.Version.String() + " that does not export " + name)
+		}
+	}
+	if in.symbols[in.Version.listHead()] == 0 {
+		return refuse("CPython " + in.Version.String() + " whose list of interpreters cannot be found")
 	}
 	return nil
 }
@@ -238,7 +357,7 @@ func buildID(f *elf.File) (id string) {
 // hasProbes reports whether an ELF file has static probes (SystemTap's note, type 3:
 // location, base and semaphore, then provider, name and arguments, each with a NUL).
 func hasProbes(r io.ReaderAt, provider string) bool {
-	f, err := elf.NewFile(r)
+	f, err := bounded.ELF(r)
 	if err != nil {
 		return false
 	}
@@ -256,7 +375,7 @@ func hasProbes(r io.ReaderAt, provider string) bool {
 // linkedLibrary finds the libpython that the executable at path is linked to, "" when
 // it is linked to none. It looks where the file itself says and in the usual folders.
 func linkedLibrary(r io.ReaderAt, path string) (string, error) {
-	f, err := elf.NewFile(r)
+	f, err := bounded.ELF(r)
 	if err != nil {
 		return "", fmt.Errorf("%s: %w: %w", path, ErrNotPython, err)
 	}

@@ -47,9 +47,12 @@ func (pid processMemory) readAt(b []byte, addr uint64) error {
 
 const (
 	pageSize = 4096
-	// One answer reads at most this much. sys.modules of a large service, its modules'
-	// namespaces and all their keys are under 10 MiB.
-	readBudget = 128 << 20
+	// One answer reads at most this much: the names of 15,000 modules, each on a page of its own.
+	readBudget = 64 << 20
+	// What a read costs at least: from the cache the time of some hundred instructions, past it
+	// that of a system call. So garbage that points at itself runs out of budget within a quarter of
+	// a second.
+	cachedCost, liveCost = 256, 2048
 )
 
 // pageCache reads whole pages once. One answer uses one cache: the thousands of short
@@ -73,14 +76,12 @@ func (c *pageCache) spend(n int) error {
 
 func (c *pageCache) readAt(b []byte, addr uint64) error {
 	if len(b) > 4*pageSize {
-		if err := c.spend(len(b)); err != nil {
+		if err := c.spend(max(len(b), liveCost)); err != nil {
 			return err
 		}
 		return c.under.readAt(b, addr)
 	}
-	// Cached pages cost time too, so garbage that points at itself runs out of budget: a
-	// read counts as a cache line at least.
-	if err := c.spend(max(len(b), 64)); err != nil {
+	if err := c.spend(max(len(b), cachedCost)); err != nil {
 		return err
 	}
 	for len(b) > 0 {

@@ -1,6 +1,7 @@
 package pyframes
 
 import (
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,7 +28,10 @@ type Process struct {
 // checks that its memory is laid out as its version has it. The error is
 // [ErrNoProcess], [ErrNotPython], [ErrPermission], [ErrUnsupportedBuild],
 // [ErrNotReady] or one of reading.
-func OpenProcess(pid int) (*Process, error) {
+func OpenProcess(pid int) (*Process, error) { return new(Finder).Open(pid) }
+
+// Open is [OpenProcess] with what the Finder has learnt of builds before.
+func (f *Finder) Open(pid int) (*Process, error) {
 	pidfd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
@@ -36,8 +40,8 @@ func OpenProcess(pid int) (*Process, error) {
 		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
 	p := &Process{pid: pid, pidfd: pidfd}
-	if err := p.open(); err != nil {
-		if gone := p.gone(); gone != nil {
+	if err := p.open(f); err != nil {
+		if gone := p.Gone(); gone != nil {
 			err = gone
 		}
 		p.Close()
@@ -46,42 +50,75 @@ func OpenProcess(pid int) (*Process, error) {
 	return p, nil
 }
 
-func (p *Process) open() error {
+func (p *Process) open(f *Finder) error {
 	maps, err := readMaps(p.pid)
 	if err != nil {
 		return err
 	}
-	found, err := findInterpreter(p.pid, maps)
+	builds, err := f.interpreters(p.pid, maps)
 	if err != nil {
 		return err
 	}
-	p.in, p.binary = found.in, found.path
-	if p.bias, err = p.in.loadBias(found.maps); err != nil {
+	// A library that was loaded and never started must not hide the interpreter that runs.
+	var problem error
+	for _, b := range builds {
+		err := p.use(b)
+		if b.in.byID && errors.Is(err, ErrUnsupportedBuild) {
+			if err = f.readAnew(&b); err == nil {
+				err = p.use(b)
+			}
+		}
+		if err == nil {
+			return nil
+		}
+		if problem == nil || errors.Is(problem, ErrNotReady) {
+			problem = err
+		}
+	}
+	p.image = image{}
+	return problem
+}
+
+// use makes the process one of a build that is mapped in it.
+func (p *Process) use(b mappedBuild) error {
+	if b.err != nil {
+		return b.err
+	}
+	p.in, p.binary = b.in, b.path
+	var err error
+	if p.bias, err = p.in.loadBias(b.maps); err != nil {
 		return err
 	}
-	p.image = image{mem: processMemory(p.pid), addr: make(map[string]uint64)}
+	im := image{mem: processMemory(p.pid), addr: make(map[string]uint64)}
 	for name, addr := range p.in.symbols {
-		p.image.addr[name] = addr + p.bias
+		im.addr[name] = addr + p.bias
 	}
-	// The file said the version; the process must agree, or the bias is wrong.
-	live, err := p.image.uint32(p.image.addr["Py_Version"], 0)
-	if err != nil {
-		return err
+	im.listHead = im.addr[p.in.Version.listHead()]
+	// The file said the version; the process must agree, or the bias is wrong. Older
+	// versions are checked by sys.hexversion.
+	if at := im.addr["Py_Version"]; at != 0 {
+		live, err := im.uint32(at, 0)
+		if err != nil {
+			return err
+		}
+		var running Interpreter
+		running.setVersion(live)
+		if running.Version != p.in.Version {
+			return fmt.Errorf("%w: %s is CPython %s, in memory is %#x", ErrUnsupportedBuild, p.in.Path, p.in.Version, live)
+		}
 	}
-	var running Interpreter
-	running.setVersion(live)
-	if running.Version != p.in.Version {
-		return fmt.Errorf("%w: %s is CPython %s, in memory is %#x", ErrUnsupportedBuild, p.in.Path, p.in.Version, live)
-	}
-	if p.image.layout, err = layoutOf(p.image.mem, p.in.Version, p.image.addr["_PyRuntime"]); err != nil {
+	if im.layout, err = layoutOf(im.mem, p.in.Version, im.listHead); err != nil {
 		return err
 	}
 	for range retries {
-		view := p.image
-		view.mem = newPageCache(p.image.mem)
+		view := im
+		view.mem = newPageCache(im.mem)
 		if err = view.check(p.in.Version); !errors.Is(err, ErrTorn) {
 			break
 		}
+	}
+	if err == nil {
+		p.image = im
 	}
 	return err
 }
@@ -103,45 +140,17 @@ func (p *Process) BinaryPath() string { return p.binary }
 // LoadBias returns what is added to a link-time address of the interpreter's file.
 func (p *Process) LoadBias() uint64 { return p.bias }
 
-// EnginePath returns a path like [Process.BinaryPath] to the engine that is mapped now:
-// a file _engine*.abi3.so with static probes of the provider sca. It returns false when
-// there is none, and when the process cannot be read.
-func (p *Process) EnginePath() (string, bool) {
-	maps, err := readMaps(p.pid)
-	if err != nil {
-		return "", false
-	}
-	seen := make(map[string]bool)
-	for _, m := range maps {
-		base := filepath.Base(strings.TrimSuffix(m.Pathname, deletedSuffix))
-		if !strings.HasPrefix(base, "_engine") || !strings.HasSuffix(base, ".abi3.so") || seen[m.Pathname] {
-			continue
-		}
-		seen[m.Pathname] = true
-		path, f, err := openMapped(p.pid, m)
-		if err != nil {
-			continue
-		}
-		is := hasProbes(f, "sca")
-		f.Close()
-		if is && p.gone() == nil {
-			return path, true
-		}
-	}
-	return "", false
-}
-
 // ReadMemory fills b from the process's memory at addr, or fails.
 func (p *Process) ReadMemory(b []byte, addr uint64) error {
 	if err := p.image.mem.readAt(b, addr); err != nil {
 		return err
 	}
-	return p.gone()
+	return p.Gone()
 }
 
-// gone returns an error when the process that was opened has exited or replaced its
+// Gone returns [ErrNoProcess] when the process that was opened has exited or replaced its
 // program. Its ID may be another process's by now, so what was read is then void.
-func (p *Process) gone() error {
+func (p *Process) Gone() error {
 	for {
 		fds := []unix.PollFd{{Fd: int32(p.pidfd), Events: unix.POLLIN}}
 		n, err := unix.Poll(fds, 0)
@@ -207,67 +216,31 @@ func openMapped(pid int, m *procfs.ProcMap) (string, *os.File, error) {
 	if err == nil {
 		return path, f, nil
 	}
-	// The path may lead to a newer file of the same name, which would be another build.
-	path = filepath.Join("/proc", strconv.Itoa(pid), "root", m.Pathname)
-	if f, err = os.Open(path); err != nil {
-		return "", nil, procError(err)
+	// The paths may lead to a newer file of the same name, which would be another build. That of the program
+	// always leads to its own.
+	paths := []string{filepath.Join("/proc", strconv.Itoa(pid), "root", m.Pathname)}
+	exe := fmt.Sprintf("/proc/%d/exe", pid)
+	if program, err := os.Readlink(exe); err == nil && program == m.Pathname {
+		paths = append(paths, exe)
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		f.Close()
-		return "", nil, err
-	}
-	if st.Ino != m.Inode {
-		f.Close()
-		return "", nil, fmt.Errorf("%s was replaced on disk since it was mapped; reading the mapped one needs CAP_SYS_ADMIN", m.Pathname)
-	}
-	return path, f, nil
-}
-
-// foundInterpreter is the build in a process, and its mappings.
-type foundInterpreter struct {
-	in   *Interpreter
-	path string
-	maps []*procfs.ProcMap
-}
-
-// findInterpreter finds the mapped file with the eval loop: the executable, which may be
-// any program that embeds CPython, or a library called libpython. The result is not
-// nil when a build was found that is not supported.
-func findInterpreter(pid int, maps []*procfs.ProcMap) (*foundInterpreter, error) {
-	executable, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-	if err != nil {
-		return nil, fmt.Errorf("read the program's path: %w", procError(err))
-	}
-	byPath := make(map[string][]*procfs.ProcMap)
-	var candidates []string
-	for _, m := range maps {
-		base := filepath.Base(m.Pathname)
-		if m.Pathname != executable && !(strings.HasPrefix(base, "libpython") && strings.Contains(base, ".so")) {
+	for _, path := range paths {
+		f, openErr := os.Open(path)
+		if openErr != nil {
+			err = openErr
 			continue
 		}
-		if byPath[m.Pathname] == nil {
-			candidates = append(candidates, m.Pathname)
+		var st unix.Stat_t
+		if err := unix.Fstat(int(f.Fd()), &st); err == nil && st.Ino == m.Inode {
+			return path, f, nil
 		}
-		byPath[m.Pathname] = append(byPath[m.Pathname], m)
-	}
-	problem := fmt.Errorf("%s: %w", executable, ErrNotPython)
-	for _, path := range candidates {
-		open, f, err := openMapped(pid, byPath[path][0])
-		if err != nil {
-			problem = fmt.Errorf("open %s: %w", path, err)
-			continue
-		}
-		in, err := readInterpreter(f, strings.TrimSuffix(path, deletedSuffix))
 		f.Close()
-		if in != nil {
-			return &foundInterpreter{in, open, byPath[path]}, err
-		}
-		if !errors.Is(err, ErrNotPython) {
-			problem = err
-		}
+		err = fs.ErrNotExist
 	}
-	return nil, problem
+	if _, gone := os.Stat(filepath.Join("/proc", strconv.Itoa(pid))); gone == nil && errors.Is(err, fs.ErrNotExist) {
+		return "", nil, fmt.Errorf("%s was deleted or replaced on disk since it was mapped; reading it needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN",
+			strings.TrimSuffix(m.Pathname, deletedSuffix))
+	}
+	return "", nil, procError(err)
 }
 
 // loadBias compares where the file is mapped with where it was linked.
@@ -275,68 +248,17 @@ func (in *Interpreter) loadBias(maps []*procfs.ProcMap) (uint64, error) {
 	if in.exec {
 		return 0, nil
 	}
+	return loadBias(in.Path, in.loads, maps)
+}
+
+func loadBias(path string, loads []elf.ProgHeader, maps []*procfs.ProcMap) (uint64, error) {
 	const mask = ^uint64(pageSize - 1)
 	for _, m := range maps {
-		for _, load := range in.loads {
+		for _, load := range loads {
 			if uint64(m.Offset) == load.Off&mask && uint64(m.StartAddr) >= load.Vaddr&mask {
 				return uint64(m.StartAddr) - load.Vaddr&mask, nil
 			}
 		}
 	}
-	return 0, fmt.Errorf("%w: no segment of %s is mapped at its start", ErrCorrupt, in.Path)
-}
-
-// A Summary is one process that runs CPython, readable or not.
-type Summary struct {
-	PID         int
-	Interpreter *Interpreter // nil when not even the build could be read
-	Err         error        // why OpenProcess fails; nil when the process can be read
-}
-
-// Processes returns all CPython processes that the caller can see, by process ID. A
-// process that may not be read at all is listed only when its name says python.
-func Processes() ([]Summary, error) {
-	procs, err := procfs.AllProcs()
-	if err != nil {
-		return nil, fmt.Errorf("list processes: %w", err)
-	}
-	var found []Summary
-	for _, proc := range procs {
-		if s, ok := summarize(proc); ok {
-			found = append(found, s)
-		}
-	}
-	return found, nil
-}
-
-func summarize(proc procfs.Proc) (Summary, bool) {
-	s := Summary{PID: proc.PID}
-	maps, err := readMaps(proc.PID)
-	if err == nil && len(maps) == 0 {
-		return s, false // a kernel thread or a zombie
-	}
-	if err == nil {
-		var in *foundInterpreter
-		if in, err = findInterpreter(proc.PID, maps); in != nil {
-			s.Interpreter = in.in
-		}
-	}
-	switch {
-	case errors.Is(err, ErrNotPython), errors.Is(err, ErrNoProcess):
-		return s, false
-	case err != nil && s.Interpreter == nil:
-		comm, commErr := proc.Comm()
-		s.Err = fmt.Errorf("process %d: %w", proc.PID, err)
-		return s, commErr == nil && strings.HasPrefix(comm, "python")
-	case err != nil:
-		s.Err = fmt.Errorf("process %d: %w", proc.PID, err)
-		return s, true
-	}
-	p, err := OpenProcess(proc.PID)
-	if err != nil {
-		s.Err = err
-		return s, !errors.Is(err, ErrNoProcess)
-	}
-	p.Close()
-	return s, true
+	return 0, fmt.Errorf("%w: no segment of %s is mapped at its start", ErrCorrupt, path)
 }

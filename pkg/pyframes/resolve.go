@@ -3,6 +3,7 @@ package pyframes
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"strings"
 
 	"sca-probe/pkg/rc"
@@ -10,10 +11,14 @@ import (
 
 // A Function is a Python function in a process, found by its target.
 type Function struct {
-	Addr     uint64 // of the PyFunctionObject
-	Code     Code   // func_code: what runs now
-	Hook     *Hook  // what the engine put into Code; nil when it is not patched
-	Original Code   // what ran before the engine patched it; Code when it is not patched
+	// Addr is that of the PyFunctionObject; 0 when the target names a function within another
+	// (outer.<locals>.inner), whose code object is there before any function is made from it.
+	Addr uint64
+	Code Code  // func_code: what runs now
+	Hook *Hook // what the engine put into Code; nil when it is not patched
+	// Original is what ran before the engine put Code in place; Code when it did not. It differs
+	// also where a function is not patched but one within it is.
+	Original Code
 }
 
 // maxWrappers bounds the chain of decorators that is followed to a function.
@@ -22,10 +27,16 @@ const maxWrappers = 32
 // retries of an answer that the process changed under the reader's eyes.
 const retries = 5
 
-// Resolve finds the function that a target names in the process now. Inherited methods
-// are found where they are defined; static methods, class methods, bound methods and
-// the getters of properties are followed to their function, and what has __wrapped__ to
-// what it wraps. An [*UnresolvedError] is the answer that there is no such function.
+// Resolve finds the function that a target names in the process now. Names are looked up as
+// inspect.getattr_static does, running nothing: in modules, classes with their bases and
+// metaclass, and objects; a private name may be written as in the source. Of a property, fget,
+// fset and fdel (or getter, setter and deleter) are its functions. Names after <locals> are those of
+// code objects in the constants of the function before it.
+//
+// What is found is followed to the innermost function: through __wrapped__, static, class and
+// bound methods, properties (the getter), functools.partial, partialmethod, cached_property
+// and singledispatchmethod, and wrapt's proxies. An [*UnresolvedError] is the answer that there
+// is no such function. testenv/subjects/targets.py has a case of each form.
 func (p *Process) Resolve(t rc.Target) (*Function, error) {
 	var found *Function
 	err := p.answer(func(im *image) (err error) {
@@ -59,27 +70,27 @@ func (im *image) resolve(t rc.Target) (*Function, error) {
 	return nil, &UnresolvedError{t, NotImported, "module " + t.Module + " is not imported"}
 }
 
+// locals is what __qualname__ has between a function and what is defined in it.
+const locals = "<locals>"
+
 func (im *image) resolveIn(module uint64, t rc.Target) (*Function, error) {
-	if ok, err := im.isInstance(module, "PyModule_Type"); err != nil {
-		return nil, err
-	} else if !ok {
-		// None in sys.modules forbids the import; other objects answer by __getattr__.
-		what, err := im.typeNameOf(module)
-		if err != nil {
-			return nil, err
-		}
-		return nil, &UnresolvedError{t, NotFound, fmt.Sprintf("sys.modules[%q] is no module but of type %s", t.Module, what)}
-	}
 	object, path := module, t.Module
-	for name := range strings.SplitSeq(t.QualName, ".") {
-		next, where, err := im.attribute(object, path, name)
+	names := strings.Split(t.QualName, ".")
+	for i, name := range names {
+		if name == locals {
+			return im.resolveLocal(object, path, names[i+1:], t)
+		}
+		next, err := im.attribute(object, name)
 		if err != nil {
 			return nil, err
 		}
-		if next == 0 {
-			return nil, &UnresolvedError{t, NotFound, where}
+		if next.what != "" {
+			return nil, &UnresolvedError{t, NotPythonFunction, path + "." + name + " " + next.what}
 		}
-		object, path = next, path+"."+name
+		if next.object == 0 {
+			return nil, im.missing(object, path, name, t)
+		}
+		object, path = next.object, path+"."+name
 	}
 	function, what, err := im.unwrap(object)
 	if err != nil {
@@ -88,144 +99,330 @@ func (im *image) resolveIn(module uint64, t rc.Target) (*Function, error) {
 	if what != "" {
 		return nil, &UnresolvedError{t, NotPythonFunction, path + " " + what}
 	}
-	code, err := im.word(function, functionCode)
+	code, err := im.functionCode(function)
 	if err != nil {
 		return nil, err
 	}
-	f := &Function{Addr: function}
-	if f.Code, err = im.code(code); err != nil {
-		return nil, err
+	return im.complete(&Function{Addr: function, Code: code}, t)
+}
+
+// missing says that a name is not there, and where was looked.
+func (im *image) missing(owner uint64, path, name string, t rc.Target) error {
+	what, err := im.typeNameOf(owner)
+	if err != nil {
+		return err
 	}
+	class, err := im.isClass(owner)
+	if err != nil {
+		return err
+	}
+	switch {
+	case what == "module":
+		what = "module " + path
+	case class:
+		what = "class " + path + " and its bases have no " + name
+		return &UnresolvedError{t, NotFound, what}
+	case path == t.Module:
+		what = fmt.Sprintf("sys.modules[%q], of type %s,", path, what)
+	default:
+		what = path + ", of type " + what + ","
+	}
+	return &UnresolvedError{t, NotFound, what + " has no " + name}
+}
+
+// functionCode reads the code object of a function. Before 3.11 only the function has the qualified name,
+// unless functools.wraps gave it that of another.
+func (im *image) functionCode(function uint64) (Code, error) {
+	at, err := im.word(function, im.layout.functionCode)
+	if err != nil {
+		return Code{}, err
+	}
+	c, err := im.code(at)
+	if err != nil || im.layout.codeQualName != 0 {
+		return c, err
+	}
+	name, err := im.textAt(function, im.layout.functionQualName)
+	if err == nil && (name == c.Name || strings.HasSuffix(name, "."+c.Name)) {
+		c.QualName = name
+	}
+	return c, err
+}
+
+// complete adds to a function what the engine did to it.
+func (im *image) complete(f *Function, t rc.Target) (*Function, error) {
 	f.Original = f.Code
-	if f.Hook, err = im.hookOf(code); err != nil || f.Hook == nil {
+	hook, err := im.hookOf(f.Code.Addr)
+	if err != nil || hook == nil {
 		return f, err
 	}
-	if f.Original, err = im.code(f.Hook.Original); err != nil {
+	if hook.isTarget() {
+		f.Hook = hook
+	}
+	if f.Original, err = im.code(hook.Original); err != nil {
 		return nil, fmt.Errorf("original code of %s: %w", t, err)
+	}
+	if im.layout.codeQualName == 0 {
+		f.Original.QualName = f.Code.QualName
 	}
 	return f, nil
 }
 
-// attribute finds a name in a module's or class's namespace, without running anything.
-// When it is not there, it returns 0 and a clause that says where was looked.
-func (im *image) attribute(owner uint64, path, name string) (uint64, string, error) {
-	missing := path + " has no " + name
-	if class, err := im.isClass(owner); err != nil {
-		return 0, "", err
-	} else if class {
-		mro, err := im.word(owner, typeMRO)
-		if err != nil {
-			return 0, "", err
+// resolveLocal finds a function that is defined within the function at path, by the names of
+// functions and classes on the way to it.
+func (im *image) resolveLocal(object uint64, path string, names []string, t rc.Target) (*Function, error) {
+	function, what, err := im.unwrap(object)
+	if err != nil {
+		return nil, err
+	}
+	if what != "" {
+		return nil, &UnresolvedError{t, NotFound, path + " " + what + ", and so has no " + locals}
+	}
+	code, err := im.functionCode(function)
+	if err != nil {
+		return nil, err
+	}
+	path += "." + locals
+	if len(names) == 0 {
+		return nil, &UnresolvedError{t, NotFound, path + " names no function: add the name of one that is defined there"}
+	}
+	for i, name := range names {
+		inFunction := i == 0 || names[i-1] == locals
+		if name == locals {
+			if inFunction || !code.IsFunction() {
+				return nil, &UnresolvedError{t, NotFound, path + " is no function, and so has no " + locals}
+			}
+			path += "." + name
+			continue
 		}
-		n, err := im.tupleLen(mro)
+		if !inFunction && code.IsFunction() {
+			return nil, &UnresolvedError{t, NotFound, path + " is a function: what it defines is named " + path + "." + locals + "." + name}
+		}
+		found, err := im.codeConstants(code, name)
 		if err != nil {
-			return 0, "", err
+			return nil, err
+		}
+		if len(found) == 0 {
+			return nil, &UnresolvedError{t, NotFound, path + " defines no function or class " + name}
+		}
+		if len(found) > 1 {
+			return nil, &UnresolvedError{t, Ambiguous, fmt.Sprintf("%s defines %d functions or classes %s", path, len(found), name)}
+		}
+		if im.layout.codeQualName == 0 {
+			found[0].QualName = qualified(code, name)
+		}
+		code, path = found[0], path+"."+name
+	}
+	switch {
+	case names[len(names)-1] == locals:
+		return nil, &UnresolvedError{t, NotFound, path + " names no function: add the name of one that is defined there"}
+	case !code.IsFunction():
+		return nil, &UnresolvedError{t, NotPythonFunction, path + " is a class"}
+	}
+	return im.complete(&Function{Code: code}, t)
+}
+
+// qualified returns the qualified name of what is defined within a function or class.
+func qualified(within Code, name string) string {
+	if within.IsFunction() {
+		return within.QualName + "." + locals + "." + name
+	}
+	return within.QualName + "." + name
+}
+
+// codesWithin yields the code objects among a code object's constants, up to the first error.
+func (im *image) codesWithin(c Code) iter.Seq2[Code, error] {
+	return func(yield func(Code, error) bool) {
+		consts, err := im.word(c.Addr, im.layout.codeConsts)
+		if err != nil {
+			yield(Code{}, err)
+			return
+		}
+		n, err := im.tupleLen(consts)
+		if err != nil {
+			yield(Code{}, err)
+			return
 		}
 		for i := range n {
-			base, err := im.tupleItem(mro, i)
-			if err != nil {
-				return 0, "", err
-			}
-			dict, err := im.word(base, typeDict)
-			if err != nil {
-				return 0, "", err
-			}
-			if dict == 0 {
-				// A static type of the core, from 3.12 on. All it has is C.
-				continue
-			}
-			if found, err := im.lookup(dict, name); found != 0 || err != nil {
-				return found, "", err
+			inner, isCode, err := im.codeItem(consts, i)
+			if (err != nil || isCode) && !yield(inner, err) || err != nil {
+				return
 			}
 		}
-		return 0, missing + " that is Python", nil
 	}
-	if module, err := im.isInstance(owner, "PyModule_Type"); err != nil {
-		return 0, "", err
-	} else if module {
-		dict, err := im.word(owner, moduleDict)
+}
+
+// codeItem reads an item of a tuple that is a code object; it reports whether it is.
+func (im *image) codeItem(tuple, i uint64) (Code, bool, error) {
+	at, err := im.tupleItem(tuple, i)
+	if err != nil {
+		return Code{}, false, err
+	}
+	if is, err := im.is(at, "PyCode_Type"); err != nil || !is {
+		return Code{}, false, err
+	}
+	inner, err := im.code(at)
+	return inner, err == nil, err
+}
+
+// codeConstants returns the code objects with a name among a code object's constants.
+func (im *image) codeConstants(c Code, name string) ([]Code, error) {
+	var found []Code
+	for inner, err := range im.codesWithin(c) {
+		if err != nil {
+			return nil, err
+		}
+		switch inner.Name {
+		case name:
+			found = append(found, inner)
+		case "<generic parameters of " + name + ">":
+			// From 3.12 on, what has type parameters is within a code object for them, which
+			// __qualname__ leaves out (PEP 695).
+			generic, err := im.codeConstants(inner, name)
+			if err != nil {
+				return nil, err
+			}
+			found = append(found, generic...)
+		}
+	}
+	return found, nil
+}
+
+// Classes in Python whose objects hold a function as func (Lib/functools.py; Django's
+// cached_property does too).
+var holdFunc = map[string]bool{"cached_property": true, "partialmethod": true, "singledispatchmethod": true}
+
+// The class in C that wrapt's proxies derive from, as a static type in wrapt 1 and a heap type in
+// wrapt 2: struct WraptObjectProxyObject begins with dict and wrapped (src/wrapt/_wrappers.c).
+const (
+	proxyWrapped = 24
+	proxySize    = 40 // and a weak reference list
+)
+
+// inner returns what an object wraps or leads to, 0 when that is nothing; or a predicate that says
+// why it leads nowhere.
+func (im *image) inner(object uint64) (uint64, string, error) {
+	for _, known := range []struct {
+		symbol string
+		offset uint64
+	}{
+		{"PyStaticMethod_Type", wrapperCallable}, {"PyClassMethod_Type", wrapperCallable},
+		{"PyProperty_Type", propertyGetter}, {"PyMethod_Type", methodFunction},
+	} {
+		is, err := im.isInstance(object, known.symbol)
 		if err != nil {
 			return 0, "", err
 		}
-		found, err := im.lookup(dict, name)
-		return found, missing, err
+		if !is {
+			continue
+		}
+		inner, err := im.word(object, known.offset)
+		if err == nil && inner == 0 {
+			return 0, "is a property without a getter", nil
+		}
+		return inner, "", err
 	}
-	what, err := im.typeNameOf(owner)
-	return 0, path + " is of type " + what + ", neither a module nor a class", err
+	if class, err := im.isClass(object); err != nil {
+		return 0, "", err
+	} else if class {
+		return 0, "is a class", nil
+	}
+	class, err := im.word(object, objectType)
+	if err != nil {
+		return 0, "", err
+	}
+	for range maxBases {
+		if class == 0 {
+			break
+		}
+		at, err := im.word(class, im.layout.typeName)
+		if err != nil {
+			return 0, "", err
+		}
+		name, err := readCString(im.mem, at)
+		if err != nil {
+			return 0, "", err
+		}
+		flags, err := im.word(class, im.layout.typeFlags)
+		if err != nil {
+			return 0, "", err
+		}
+		switch {
+		case name == "functools.partial":
+			inner, err := im.word(object, partialFunction)
+			return inner, "", err
+		case holdFunc[name] && flags&typeHeapFlag != 0:
+			held, err := im.attribute(object, "func")
+			if err != nil || held.object != 0 {
+				return held.object, "", err
+			}
+		case name == "ObjectProxy" && flags&typeHeapFlag == 0, name == "_wrappers.ObjectProxy":
+			size, err := im.word(class, typeBasicSize)
+			if err != nil {
+				return 0, "", err
+			}
+			if size >= proxySize {
+				inner, err := im.word(object, proxyWrapped)
+				return inner, "", err
+			}
+		}
+		if class, err = im.word(class, typeBase); err != nil {
+			return 0, "", err
+		}
+	}
+	return im.wrapped(object)
 }
 
-// unwrap follows descriptors and __wrapped__ to a PyFunctionObject. When there is none,
-// it returns a predicate that says what is there instead.
+// wrapped returns __wrapped__ of an object that holds it itself, 0 when it does not.
+func (im *image) wrapped(object uint64) (uint64, string, error) {
+	class, err := im.word(object, objectType)
+	if err != nil {
+		return 0, "", err
+	}
+	inner, err := im.ownAttribute(object, class, "__wrapped__")
+	if inner != 0 || err != nil {
+		return inner, "", err
+	}
+	slot, err := im.inBases(class, "__wrapped__")
+	if err != nil || slot.object == 0 {
+		return 0, "", err
+	}
+	held, err := im.bind(slot, object)
+	if err != nil || held == slot {
+		return 0, "", err
+	}
+	return held.object, "", nil
+}
+
+// unwrap follows descriptors and wrappers to a PyFunctionObject. When there is none, it returns a
+// predicate that says what is there instead.
 func (im *image) unwrap(object uint64) (uint64, string, error) {
 	for range maxWrappers + 1 {
-		inner := uint64(0)
-		for symbol, offset := range map[string]uint64{
-			"PyStaticMethod_Type": wrapperCallable, "PyClassMethod_Type": wrapperCallable,
-			"PyProperty_Type": propertyGetter, "PyMethod_Type": methodFunction,
-		} {
-			is, err := im.isInstance(object, symbol)
-			if err != nil {
-				return 0, "", err
-			}
-			if is {
-				if inner, err = im.word(object, offset); err != nil {
-					return 0, "", err
-				}
-				if inner == 0 {
-					return 0, "is a property without a getter", nil
-				}
-			}
+		inner, what, err := im.inner(object)
+		if what != "" || err != nil {
+			return 0, what, err
 		}
-		if inner == 0 {
-			if class, err := im.isClass(object); err != nil {
-				return 0, "", err
-			} else if class {
-				return 0, "is a class", nil
-			}
-			var err error
-			if inner, err = im.wrapped(object); err != nil {
-				return 0, "", err
-			}
+		if inner != 0 {
+			object = inner
+			continue
 		}
-		if inner == 0 {
-			if is, err := im.is(object, "PyFunction_Type"); err != nil || is {
-				return object, "", err
-			}
-			what, err := im.typeNameOf(object)
-			if err != nil {
-				return 0, "", err
-			}
-			switch what {
-			case "builtin_function_or_method", "method_descriptor", "classmethod_descriptor", "wrapper_descriptor", "method-wrapper":
-				return 0, "is a C function", nil
-			case "module":
-				return 0, "is a module", nil
-			}
-			return 0, "is of type " + what + ", not a Python function", nil
+		if is, err := im.is(object, "PyFunction_Type"); err != nil || is {
+			return object, "", err
 		}
-		object = inner
+		name, err := im.typeNameOf(object)
+		if err != nil {
+			return 0, "", err
+		}
+		switch name {
+		case "builtin_function_or_method", "method_descriptor", "classmethod_descriptor", "wrapper_descriptor", "method-wrapper":
+			return 0, "is a C function", nil
+		case "module":
+			return 0, "is a module", nil
+		case "NoneType":
+			return 0, "is None", nil
+		}
+		return 0, "is of type " + name + ", not a Python function", nil
 	}
 	return 0, fmt.Sprintf("is wrapped more than %d times", maxWrappers), nil
-}
-
-// wrapped returns __wrapped__ of an object that has a plain __dict__ slot, as functions
-// and the C wrapper of functools.lru_cache do, else 0.
-func (im *image) wrapped(object uint64) (uint64, error) {
-	t, err := im.word(object, objectType)
-	if err != nil {
-		return 0, err
-	}
-	offset, err := im.word(t, typeDictOffset)
-	// Negative: counted from the end, or managed by the type. Such objects are no wrappers
-	// from the standard library.
-	if err != nil || offset == 0 || offset > pageSize {
-		return 0, err
-	}
-	dict, err := im.word(object, offset)
-	if err != nil || dict == 0 {
-		return 0, err
-	}
-	return im.lookup(dict, "__wrapped__")
 }
 
 // answer runs f on a fresh view of the process, again when the process changed what was
@@ -236,11 +433,11 @@ func (p *Process) answer(f func(*image) error) error {
 		view := p.image
 		view.mem = newPageCache(p.image.mem)
 		err = f(&view)
-		if gone := p.gone(); gone != nil {
+		if gone := p.Gone(); gone != nil {
 			return gone
 		}
 		var unresolved *UnresolvedError
-		if err == nil || errors.As(err, &unresolved) || errors.Is(err, ErrPermission) {
+		if err == nil || errors.As(err, &unresolved) || errors.Is(err, ErrPermission) || errors.Is(err, ErrAmbiguousEvidence) {
 			break
 		}
 		// Garbage is most often an object that was freed in between.

@@ -13,7 +13,7 @@ func (img *image) findDispatch(undefined []byte) ([256]uint64, error) {
 	for _, opcode := range undefined {
 		hole[opcode] = true
 	}
-	var found [][256]uint64
+	var found *[256]uint64
 	for _, s := range img.data {
 		words := len(s.bytes) / 8
 		start := int((8 - s.addr%8) % 8)
@@ -26,20 +26,19 @@ func (img *image) findDispatch(undefined []byte) ([256]uint64, error) {
 			if run++; run < 256 {
 				continue
 			}
-			if table, ok := holesMatch(s.bytes[start+8*(i-255):], &hole, undefined[0]); ok {
-				found = append(found, table)
+			table, ok := holesMatch(s.bytes[start+8*(i-255):], &hole, undefined[0])
+			if ok && found != nil && table != *found {
+				return [256]uint64{}, fmt.Errorf("%w: several tables of handlers match", ErrUnknownBuild)
+			}
+			if ok {
+				found = &table
 			}
 		}
 	}
-	if len(found) == 0 {
+	if found == nil {
 		return [256]uint64{}, fmt.Errorf("%w: no table of 256 handlers has the undefined opcodes of this version", ErrUnknownBuild)
 	}
-	for _, table := range found[1:] {
-		if table != found[0] {
-			return [256]uint64{}, fmt.Errorf("%w: %d tables of handlers match", ErrUnknownBuild, len(found))
-		}
-	}
-	return found[0], nil
+	return *found, nil
 }
 
 func holesMatch(words []byte, hole *[256]bool, someHole byte) (table [256]uint64, ok bool) {

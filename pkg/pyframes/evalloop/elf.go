@@ -1,9 +1,13 @@
 package evalloop
 
 import (
+	"bytes"
 	"debug/elf"
 	"encoding/binary"
 	"fmt"
+	"io"
+
+	"sca-probe/pkg/internal/bounded"
 )
 
 // An image is an interpreter binary on disk, addressed as its program headers lay it out.
@@ -13,6 +17,7 @@ type image struct {
 	data     []span // other sections that are loaded, with relative relocations applied
 	segments []*elf.Prog
 	handlers []uint64 // where the opcodes' handlers begin, in order, once they are found
+	swept    map[uint64]sweep
 }
 
 // A span is a section's bytes at their virtual address.
@@ -24,17 +29,14 @@ type span struct {
 
 func (s span) contains(addr uint64) bool { return addr >= s.addr && addr-s.addr < uint64(len(s.bytes)) }
 
-// maxSection bounds what is read of one section. The largest interpreter known has 20 MB of code.
-const maxSection = 256 << 20
-
-func openImage(path string) (*image, error) {
-	file, err := elf.Open(path)
+// readImage reads the file that messages call path.
+func readImage(r io.ReaderAt, path string) (*image, error) {
+	file, err := bounded.ELF(r)
 	if err != nil {
 		return nil, fmt.Errorf("%w: reading %s: %w", ErrUnknownBuild, path, err)
 	}
 	img := &image{file: file}
 	if err := img.load(); err != nil {
-		file.Close()
 		return nil, fmt.Errorf("%w: reading %s: %w", ErrUnknownBuild, path, err)
 	}
 	return img, nil
@@ -52,9 +54,6 @@ func (img *image) load() error {
 	for _, section := range img.file.Sections {
 		if section.Flags&elf.SHF_ALLOC == 0 || section.Type == elf.SHT_NOBITS || section.Size == 0 {
 			continue
-		}
-		if section.Size > maxSection {
-			return fmt.Errorf("section %s has %d bytes, more than the limit of %d", section.Name, section.Size, maxSection)
 		}
 		bytes, err := section.Data()
 		if err != nil {
@@ -105,12 +104,17 @@ func (img *image) at(addr uint64) []byte {
 	return nil
 }
 
-// fileOffset converts a virtual address to what a uprobe is attached by.
+// fileOffset converts a virtual address of code to what a uprobe is attached by. Processes map segments,
+// and the code was read from sections: where they differ there is no offset.
 func (img *image) fileOffset(addr uint64) (uint64, bool) {
+	code := img.at(addr)
+	mapped := make([]byte, min(len(code), longestInstruction))
 	for _, prog := range img.segments {
-		if addr >= prog.Vaddr && addr-prog.Vaddr < prog.Filesz {
-			return addr - prog.Vaddr + prog.Off, true
+		if addr < prog.Vaddr || addr-prog.Vaddr >= prog.Filesz || prog.Flags&elf.PF_X == 0 {
+			continue
 		}
+		_, err := prog.ReadAt(mapped, int64(addr-prog.Vaddr))
+		return addr - prog.Vaddr + prog.Off, err == nil && bytes.HasPrefix(code, mapped)
 	}
 	return 0, false
 }

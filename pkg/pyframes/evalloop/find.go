@@ -1,372 +1,208 @@
 package evalloop
 
 import (
-	"encoding/binary"
+	"bytes"
+	"debug/elf"
 	"fmt"
+	"io"
+	"os"
 	"slices"
-
-	"golang.org/x/arch/x86/x86asm"
 )
 
-// A Register is a general register, numbered as the instruction set numbers it: 0 is rax, 15 is r15.
-type Register uint8
+// A Location says where a value is when a probe is hit: in the register Base, or in memory at Base
+// plus Disp. Add is what the value found there lacks.
+type Location struct {
+	Base   Register
+	Memory bool
+	Disp   int32
+	Add    int32
+}
 
 // A Site is a place to put a uprobe at, and how to read the frame there.
 type Site struct {
-	Opcode uint8
 	Offset uint64 // in the file
+	// Opcode is the variant of RESUME whose handler it is. It is 0 at the eval loop's entry.
+	Opcode uint8
+	// Specialised says that only code objects that ran before come by.
+	Specialised bool
 	// Emulated says that the kernel emulates the probed instruction, which costs a twentieth of
 	// single-stepping it.
 	Emulated bool
-	// Frame holds the frame; Instr holds the address of the RESUME, plus InstrAhead bytes.
-	Frame, Instr Register
-	InstrAhead   uint8
-	// Thread says where the thread state is; it is used from 3.13 on.
-	Thread ThreadState
-}
-
-// A ThreadState says where the thread state is: in Base, or on the stack at Base plus Disp.
-type ThreadState struct {
-	Known  bool
-	Memory bool
-	Base   Register
-	Disp   int32
+	// Frame is the frame, Instr the address of the RESUME, Thread the thread state. At the entry
+	// there are no instruction and no thread; Throw is the argument throwflag.
+	Frame, Instr, Thread Location
+	Throw                Register
 }
 
 // A Table is all that a probe needs to know of one build.
 type Table struct {
 	Sites []Site
+	// Entry says that the only site is the eval loop's entry (up to 3.10): there a frame starts
+	// when its int32 f_lasti, at FrameLastI, is -1 and nothing is thrown into it.
+	Entry      bool
+	FrameLastI uint32
 	// FrameCode is the frame's offset of the code object; CodeTag are the bits to clear in it.
 	FrameCode uint32
 	CodeTag   uint64
-	// ResumeCheck is the opcode that falls back into RESUME's handler after it was counted, or 0.
-	ResumeCheck uint8
-	// Redispatch says that a RESUME whose code object has another instrumentation version than
-	// the thread will run again, unless the thread is within a trace function.
-	Redispatch                              bool
-	EvalBreaker, ThreadTracing, CodeVersion uint32
+	// LocationBits are the bits of RESUME's argument that are 0 at a start.
+	LocationBits uint8
+	// Checks are the opcodes that fall back into RESUME's handler after they were counted.
+	Checks []uint8
+	// Version is not nil where a RESUME may run again for one start (from 3.12 on).
+	Version *Version
+	// Watchable says that reading a RESUME's opcode can be told from running it (3.12), by the frame:
+	// Dispatch is where that is once an instruction is dispatched, FrameInstr its offset of the
+	// instruction before, which becomes the dispatched one only in its handler.
+	Watchable  bool
+	Dispatch   Location
+	FrameInstr uint32
 }
 
 // Find reads an interpreter binary: the file that holds _PyEval_EvalFrameDefault.
 func Find(path string, major, minor int) (*Table, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnknownBuild, err)
+	}
+	defer file.Close()
+	return find(file, path, major, minor)
+}
+
+func find(r io.ReaderAt, path string, major, minor int) (*Table, error) {
 	known, ok := releases[[2]int{major, minor}]
 	if !ok {
-		return nil, fmt.Errorf("%w: CPython %d.%d; 3.11, 3.13 and 3.14 are known", ErrUnknownBuild, major, minor)
+		return nil, fmt.Errorf("%w: CPython %d.%d; 3.6 to 3.15 are known", ErrUnknownBuild, major, minor)
 	}
-	img, err := openImage(path)
+	img, err := readImage(r, path)
 	if err != nil {
 		return nil, err
 	}
-	defer img.file.Close()
-	handlers, err := img.findDispatch(known.undefined)
+	table := &Table{
+		FrameCode: known.frameCode, CodeTag: known.codeTag, LocationBits: known.location,
+		Checks: known.checks, Version: known.version, FrameInstr: frameInstr, Watchable: known.watchable,
+	}
+	if known.entry != nil {
+		err = img.findEntry(table, known.entry)
+	} else {
+		err = img.findResumes(table, &known)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	img.handlers = append([]uint64(nil), handlers[:]...)
-	slices.Sort(img.handlers)
-	table := &Table{
-		FrameCode: known.frameCode, CodeTag: known.codeTag, ResumeCheck: known.resumeCheck,
-		Redispatch: known.redispatch, EvalBreaker: evalBreaker, ThreadTracing: threadTracing, CodeVersion: codeVersion,
-	}
-	var blocks []block
-	for _, opcode := range known.resumes {
-		copies, err := img.promoted(handlers[opcode])
-		if err != nil {
-			return nil, fmt.Errorf("%s: handler of opcode %d: %w", path, opcode, err)
-		}
-		for _, start := range append(copies, handlers[opcode]) {
-			b, err := img.readBlock(start, known.redispatch)
-			if err != nil {
-				return nil, fmt.Errorf("%s: handler of opcode %d: %w", path, opcode, err)
-			}
-			b.site.Opcode = opcode
-			blocks = append(blocks, b)
-		}
-	}
-	entered := img.branchedInto(blocks)
-	for i, b := range blocks {
-		site, err := img.place(b, entered[i])
-		if err != nil {
-			return nil, fmt.Errorf("%s: handler of opcode %d: %w", path, b.site.Opcode, err)
-		}
-		table.Sites = append(table.Sites, site)
 	}
 	return table, nil
 }
 
-// A block is a handler from its start up to its first branch.
-type block struct {
-	site   Site
-	store  uint64 // where the instruction pointer is stored into the frame
-	branch uint64 // where the block ends
-	// emulable says that the kernel emulates the branch, and that the registers hold there what
-	// they held at the store.
-	emulable bool
-}
-
-// place chooses where in a block the probe goes: at the branch, if only the block leads there.
-func (img *image) place(b block, entered bool) (Site, error) {
-	site, at := b.site, b.branch
-	site.Emulated = b.emulable && !entered
-	if !site.Emulated {
-		at, site.InstrAhead = b.store, 0
+// findEntry puts the one site at the start of _PyEval_EvalFrameDefault. GCC and clang never clone or
+// inline a function whose labels' addresses are taken, so that nothing gets in elsewhere.
+func (img *image) findEntry(table *Table, entry *entry) error {
+	symbols, err := img.file.DynamicSymbols()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnknownBuild, err)
 	}
-	offset, ok := img.fileOffset(at)
+	at := slices.IndexFunc(symbols, func(s elf.Symbol) bool {
+		return s.Name == "_PyEval_EvalFrameDefault" && s.Section != elf.SHN_UNDEF && elf.ST_TYPE(s.Info) == elf.STT_FUNC
+	})
+	if at < 0 {
+		return fmt.Errorf("%w: it exports no function _PyEval_EvalFrameDefault", ErrUnknownBuild)
+	}
+	addr := symbols[at].Value
+	in, err := decode(img.at(addr))
+	if err == nil && bytes.HasPrefix(img.at(addr), endbr64) {
+		// Nothing but the function's start leads to what follows its landing mark.
+		addr += uint64(in.Len)
+		in, err = decode(img.at(addr))
+	}
+	if err != nil {
+		return fmt.Errorf("%w: _PyEval_EvalFrameDefault at %#x: %w", ErrUnknownBuild, addr, err)
+	}
+	offset, ok := img.fileOffset(addr)
 	if !ok {
-		return Site{}, fmt.Errorf("%w: %#x is not in the file", ErrUnknownBuild, at)
+		return fmt.Errorf("%w: _PyEval_EvalFrameDefault is not in the file", ErrUnknownBuild)
 	}
-	site.Offset = offset
-	return site, nil
+	table.Entry, table.FrameCode, table.FrameLastI = true, entry.code, entry.lastI
+	table.Sites = []Site{{
+		Offset: offset, Emulated: emulated(in), Frame: Location{Base: entry.frame}, Throw: entry.throw,
+	}}
+	return nil
 }
 
-// maxScan is how many instructions of a handler are looked at.
-const maxScan = 24
-
-// readBlock disassembles a handler up to its first branch. The store of the instruction pointer into
-// the frame tells both registers.
-func (img *image) readBlock(handler uint64, needThread bool) (block, error) {
-	code := img.at(handler)
-	var site Site
-	var store uint64 // where the instruction pointer is stored; 0 until seen
-	intact := true   // both registers still hold what they held at the store
-	var thread threadFinder
-	pc := handler
-	for range maxScan {
-		in, err := x86asm.Decode(code, 64)
+// findResumes puts sites at the handlers of RESUME's variants, and at every copy of one.
+func (img *image) findResumes(table *Table, known *release) error {
+	handlers, err := img.findDispatch(known.undefined)
+	if err != nil {
+		return err
+	}
+	img.handlers = append([]uint64(nil), handlers[:]...)
+	slices.Sort(img.handlers)
+	var blocks []*block
+	var all roles
+	shown := known.version == nil
+	for _, opcode := range slices.Concat(known.resumes, known.specialised) {
+		copies, err := img.promoted(handlers[opcode])
 		if err != nil {
-			return block{}, fmt.Errorf("%w: at %#x: %w", ErrUnknownBuild, pc, err)
+			return fmt.Errorf("handler of opcode %d: %w", opcode, err)
 		}
-		if branches(in.Op) {
-			if store == 0 {
-				return block{}, fmt.Errorf("%w: it branches at %#x before it stores the instruction pointer", ErrUnknownBuild, pc)
+		for _, start := range append(copies, handlers[opcode]) {
+			b, err := img.readBlock(start, opcode, known)
+			if err != nil {
+				return fmt.Errorf("handler of opcode %d: %w", opcode, err)
 			}
-			site.Thread = thread.location()
-			if needThread && !site.Thread.Known {
-				return block{}, fmt.Errorf("%w: it does not show where the thread state is", ErrUnknownBuild)
-			}
-			emulable := in.Op != x86asm.CALL && in.Op != x86asm.RET && relative(in) && intact && thread.usableAtEnd()
-			return block{site, store, pc, emulable}, nil
+			blocks = append(blocks, b)
+			all.merge(b.roles)
+			shown = shown || b.version
 		}
-		frame, instr, isStore := storesInstr(in)
-		switch {
-		case store == 0 && isStore:
-			store, site.Frame, site.Instr = pc, frame, instr
-		case store != 0 && advances(in, site.Instr):
-			site.InstrAhead += 2
-		case store != 0:
-			if written, any := writes(in); any && (written == site.Frame || written == site.Instr) {
-				intact = false
-			}
-		}
-		thread.see(in)
-		code, pc = code[in.Len:], pc+uint64(in.Len)
-	}
-	return block{}, fmt.Errorf("%w: no branch in its first %d instructions", ErrUnknownBuild, maxScan)
-}
-
-// A threadFinder follows where the thread state is. A handler shows it by reading eval_breaker or
-// tracing; the pointer itself was in a register all along, or is loaded from the stack just before.
-type threadFinder struct {
-	found   ThreadState
-	stack   [16]ThreadState // what each register was last loaded with from the stack
-	pushed  bool            // the stack pointer moved within the handler
-	written [16]bool        // since the handler's start
-	stale   bool            // found is a register that was overwritten after it showed
-}
-
-func (t *threadFinder) see(in x86asm.Inst) {
-	if in.Op == x86asm.PUSH || in.Op == x86asm.POP {
-		t.pushed = true
-	}
-	if in.Op == x86asm.SUB || in.Op == x86asm.ADD {
-		if r, ok := register(in.Args[0]); ok && r == stackPointer {
-			t.pushed = true
-		}
-	}
-	if base, ok := readsThread(in); ok && !t.found.Known {
-		switch {
-		case t.stack[base].Known:
-			t.found = t.stack[base]
-		case !t.written[base]:
-			t.found = ThreadState{Known: true, Base: base}
-		}
-	}
-	written, any := writes(in)
-	if !any {
-		return
-	}
-	t.written[written] = true
-	t.stack[written] = ThreadState{}
-	if t.found.Known && !t.found.Memory && t.found.Base == written {
-		t.stale = true
-	}
-	if mem, ok := in.Args[1].(x86asm.Mem); ok && in.Op == x86asm.MOV && in.MemBytes == 8 {
-		if base, ok := register(mem.Base); ok && base == stackPointer && mem.Index == 0 {
-			t.stack[written] = ThreadState{Known: true, Memory: true, Base: stackPointer, Disp: int32(mem.Disp)}
-		}
-	}
-}
-
-// usableAtEnd reports whether the location holds at the branch.
-func (t *threadFinder) usableAtEnd() bool { return !t.stale }
-
-// location is where the thread state is, at the store and, if usableAtEnd, at the branch.
-func (t *threadFinder) location() ThreadState {
-	if t.found.Memory && t.pushed {
-		return ThreadState{} // the displacement is not the same all through the handler
-	}
-	return t.found
-}
-
-const stackPointer Register = 4
-
-// readsThread recognises a read of eval_breaker (8 bytes) or tracing (4 bytes).
-func readsThread(in x86asm.Inst) (Register, bool) {
-	for _, arg := range in.Args {
-		mem, ok := arg.(x86asm.Mem)
-		if !ok || mem.Index != 0 {
-			continue
-		}
-		base, ok := register(mem.Base)
-		if !ok || base == stackPointer {
-			continue
-		}
-		if (in.Op == x86asm.MOV || in.Op == x86asm.CMP) &&
-			(mem.Disp == evalBreaker && in.MemBytes == 8 || mem.Disp == threadTracing && in.MemBytes == 4) {
-			return base, true
-		}
-	}
-	return 0, false
-}
-
-// storesInstr recognises `mov REG, 0x38(FRAME)`.
-func storesInstr(in x86asm.Inst) (frame, instr Register, ok bool) {
-	mem, isMem := in.Args[0].(x86asm.Mem)
-	if in.Op != x86asm.MOV || !isMem || mem.Disp != frameInstr || mem.Index != 0 || in.MemBytes != 8 {
-		return 0, 0, false
-	}
-	frame, okFrame := register(mem.Base)
-	instr, okInstr := register(in.Args[1])
-	return frame, instr, okFrame && okInstr && frame != stackPointer
-}
-
-// advances recognises `add $2, INSTR`.
-func advances(in x86asm.Inst, instr Register) bool {
-	r, ok := register(in.Args[0])
-	imm, isImm := in.Args[1].(x86asm.Imm)
-	return in.Op == x86asm.ADD && ok && r == instr && isImm && imm == 2
-}
-
-// writes returns the register that an instruction writes. Instructions that write none, or only
-// memory, have none.
-func writes(in x86asm.Inst) (Register, bool) {
-	if in.Op == x86asm.CMP || in.Op == x86asm.TEST || in.Op == x86asm.PUSH || in.Op == x86asm.NOP {
-		return 0, false
-	}
-	return register(in.Args[0])
-}
-
-// register numbers a general register of any width.
-func register(arg x86asm.Arg) (Register, bool) {
-	r, ok := arg.(x86asm.Reg)
-	if !ok {
-		return 0, false
 	}
 	switch {
-	case r >= x86asm.RAX && r <= x86asm.R15:
-		return Register(r - x86asm.RAX), true
-	case r >= x86asm.EAX && r <= x86asm.R15L:
-		return Register(r - x86asm.EAX), true
-	case r >= x86asm.AX && r <= x86asm.R15W:
-		return Register(r - x86asm.AX), true
-	case r >= x86asm.AL && r <= x86asm.BL:
-		return Register(r - x86asm.AL), true
-	case r >= x86asm.AH && r <= x86asm.BH:
-		return Register(r - x86asm.AH), true
-	case r >= x86asm.SPB && r <= x86asm.R15B:
-		return Register(r-x86asm.SPB) + 4, true
+	case !all.frame.known:
+		return fmt.Errorf("%w: no handler of RESUME stores the instruction pointer into a frame", ErrUnknownBuild)
+	case known.version != nil && !all.thread.known:
+		return fmt.Errorf("%w: no handler of RESUME shows where the thread state is", ErrUnknownBuild)
+	case !shown:
+		return fmt.Errorf("%w: no handler of RESUME compares a code object's version", ErrUnknownBuild)
 	}
-	return 0, false
-}
-
-func branches(op x86asm.Op) bool {
-	return op == x86asm.JMP || op == x86asm.CALL || op == x86asm.RET || conditional(op)
-}
-
-func conditional(op x86asm.Op) bool {
-	switch op {
-	case x86asm.JA, x86asm.JAE, x86asm.JB, x86asm.JBE, x86asm.JE, x86asm.JG, x86asm.JGE, x86asm.JL, x86asm.JLE,
-		x86asm.JNE, x86asm.JNO, x86asm.JNP, x86asm.JNS, x86asm.JO, x86asm.JP, x86asm.JS:
-		return true
+	entry := entryState()
+	var ok bool
+	if table.Dispatch, ok = entry.locate(all.frame); !ok {
+		return fmt.Errorf("%w: the frame is not where it can be read", ErrUnknownBuild)
 	}
-	return false
-}
-
-func relative(in x86asm.Inst) bool {
-	_, ok := in.Args[0].(x86asm.Rel)
-	return ok
-}
-
-// branchedInto reports of each block whether any branch may land after its store, which would bring
-// another instruction's execution past a probe at its end. It looks at every byte of the code as a
-// possible branch, and drops those that lie within an instruction: a false alarm only costs speed.
-func (img *image) branchedInto(blocks []block) []bool {
-	entered := make([]bool, len(blocks))
-	inside := map[uint64]int{} // addresses after a store, up to the branch, and whose block they are in
-	low, high := ^uint64(0), uint64(0)
+	checks := make(map[uint64]*block, len(blocks))
+	for _, b := range blocks {
+		b.roles.merge(all)
+		if slices.Contains(known.checks, b.opcode) {
+			checks[b.end().addr] = b
+		}
+	}
+	entered := img.branchedInto(blocks, checks, known.resumes[0])
 	for i, b := range blocks {
-		for addr := b.store + 1; addr <= b.branch; addr++ {
-			inside[addr] = i
+		site, err := img.place(b, entered[i], known.version != nil)
+		if err != nil {
+			return fmt.Errorf("handler of opcode %d: %w", b.opcode, err)
 		}
-		low, high = min(low, b.store), max(high, b.branch)
+		site.Specialised = slices.Contains(known.specialised, b.opcode)
+		table.Sites = append(table.Sites, site)
 	}
-	for _, start := range img.handlers {
-		if i, ok := inside[start]; ok {
-			entered[i] = true
-		}
-	}
-	for _, s := range img.code {
-		for i := 0; i+6 <= len(s.bytes); i++ {
-			b, pc := s.bytes[i], s.addr+uint64(i)
-			var target uint64
-			switch {
-			case b == 0xe9:
-				target = pc + 5 + uint64(int64(int32(binary.LittleEndian.Uint32(s.bytes[i+1:]))))
-			case b == 0x0f && s.bytes[i+1]&0xf0 == 0x80:
-				target = pc + 6 + uint64(int64(int32(binary.LittleEndian.Uint32(s.bytes[i+2:]))))
-			case b == 0xeb || b&0xf0 == 0x70:
-				target = pc + 2 + uint64(int64(int8(s.bytes[i+1])))
-			default:
-				continue
-			}
-			if target <= low || target > high {
-				continue
-			}
-			if n, ok := inside[target]; ok && !entered[n] {
-				entered[n] = img.maybeInstruction(pc)
-			}
-		}
-	}
-	return entered
+	return nil
 }
 
-// maxSweep bounds how far from a known instruction another is looked for, in bytes.
-const maxSweep = 64 << 10
-
-// maybeInstruction reports whether an instruction may begin at pc: whether disassembling from the
-// handler before it arrives there. Where that cannot be told it says yes.
-func (img *image) maybeInstruction(pc uint64) bool {
-	after, isHandler := slices.BinarySearch(img.handlers, pc)
-	if isHandler || after == 0 || pc-img.handlers[after-1] > maxSweep {
-		return true
-	}
-	at := img.handlers[after-1]
-	for code := img.at(at); at < pc; {
-		in, err := x86asm.Decode(code, 64)
-		if err != nil {
-			return true
+// place puts the probe of a block at the branch that ends it, if nothing but the block leads there
+// and all that the probe reads is still to be had there; else where the block starts.
+func (img *image) place(b *block, entered, needThread bool) (Site, error) {
+	for _, at := range []step{b.end(), b.steps[0]} {
+		site := Site{Opcode: b.opcode, Emulated: at.addr == b.end().addr && emulated(b.branch)}
+		if at.addr != b.start && (entered || !site.Emulated) {
+			continue
 		}
-		code, at = code[in.Len:], at+uint64(in.Len)
+		var ok [3]bool
+		site.Frame, ok[0] = at.state.locate(b.roles.frame)
+		site.Instr, ok[1] = at.state.locate(b.roles.instr)
+		site.Thread, ok[2] = at.state.locate(b.roles.thread)
+		if !ok[0] || !ok[1] || needThread && !ok[2] {
+			continue
+		}
+		if site.Offset, ok[0] = img.fileOffset(at.addr); !ok[0] {
+			return Site{}, fmt.Errorf("%w: %#x is not in the file", ErrUnknownBuild, at.addr)
+		}
+		return site, nil
 	}
-	return at == pc
+	return Site{}, fmt.Errorf("%w: it does not keep the frame, the instruction and the thread where they can be read", ErrUnknownBuild)
 }

@@ -7,6 +7,9 @@ import (
 	"golang.org/x/arch/x86/x86asm"
 )
 
+// maxCopies bounds the copies of one handler. The build with the most has some dozens.
+const maxCopies = 512
+
 // promoted returns the copies of a handler that stand within other handlers. A profile-guided
 // optimiser (BOLT) turns the dispatch of an instruction whose successor is often the same into
 //
@@ -25,17 +28,20 @@ func (img *image) promoted(handler uint64) ([]uint64, error) {
 			if uint64(binary.LittleEndian.Uint32(s.bytes[i:])) != handler {
 				continue
 			}
-			in, err := x86asm.Decode(s.bytes[i-8:], 64)
+			in, err := decode(s.bytes[i-8:])
 			if err != nil || in.Op != x86asm.CMP || in.Len != 12 {
 				continue // these four bytes are no such comparison
 			}
-			branch, err := x86asm.Decode(s.bytes[i+4:], 64)
+			branch, err := decode(s.bytes[i+4:])
 			if err != nil || branch.Op != x86asm.JNE {
 				return nil, fmt.Errorf("%w: the comparison at %#x is not followed by jne", ErrUnknownBuild, s.addr+uint64(i)-8)
 			}
 			body := i + 4 + branch.Len
 			if !calls(s, body, handler) {
 				bodies = append(bodies, s.addr+uint64(body))
+			}
+			if len(bodies) > maxCopies {
+				return nil, fmt.Errorf("%w: more than %d copies of a handler", ErrUnknownBuild, maxCopies)
 			}
 		}
 	}
@@ -44,7 +50,7 @@ func (img *image) promoted(handler uint64) ([]uint64, error) {
 
 // calls reports whether the instruction at i calls or jumps to the handler, which counts there.
 func calls(s span, i int, handler uint64) bool {
-	in, err := x86asm.Decode(s.bytes[i:], 64)
+	in, err := decode(s.bytes[i:])
 	if err != nil || in.Op != x86asm.CALL && in.Op != x86asm.JMP {
 		return false
 	}
