@@ -13,42 +13,105 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type EvalLoopSite struct {
-	_             structs.HostLayout
-	CodeTag       uint64
-	FrameCode     uint32
-	EvalBreaker   uint32
-	Tracing       uint32
-	CodeVersion   uint32
-	CodeName      uint32
-	CodeFirstLine uint32
-	ThreadDisp    int32
-	Frame         uint8
-	Instr         uint8
-	InstrAhead    uint8
-	SkipOpcode    uint8
-	Redispatch    uint8
-	Thread        uint8
-	ThreadMemory  uint8
-	Reserved      [5]uint8
-}
-
-type EvalLoopStart struct {
+type EvalLoopCode struct {
 	_         structs.HostLayout
-	Count     uint64
+	Addr      uint64
 	Name      uint64
 	FirstLine uint32
-	Reserved  uint32
+	Tgid      uint32
+}
+
+type EvalLoopFirst struct {
+	_              structs.HostLayout
+	Time           uint64
+	Code           EvalLoopCode
+	Tid            uint32
+	NameLength     int32
+	FilenameLength int32
+	Flags          uint32
+}
+
+type EvalLoopFirstEvent struct {
+	_     structs.HostLayout
+	Brief EvalLoopShortFirst
+	_     [256]byte
+}
+
+type EvalLoopLocation struct {
+	_        structs.HostLayout
+	Disp     int32
+	Add      int32
+	Base     uint8
+	Memory   uint8
+	Reserved [2]uint8
+}
+
+type EvalLoopLongFirst struct {
+	_        structs.HostLayout
+	First    EvalLoopFirst
+	Name     [128]int8
+	Filename [256]int8
+}
+
+type EvalLoopShortFirst struct {
+	_        structs.HostLayout
+	First    EvalLoopFirst
+	Name     [32]int8
+	Filename [96]int8
+}
+
+type EvalLoopSite struct {
+	_              structs.HostLayout
+	CodeTag        uint64
+	Events         uint64
+	Frame          EvalLoopLocation
+	Instr          EvalLoopLocation
+	Thread         EvalLoopLocation
+	FrameCode      uint32
+	FrameLastI     uint32
+	Interpreter    uint32
+	CurrentVersion uint32
+	Tracing        uint32
+	CodeVersion    uint32
+	CodeName       uint32
+	CodeFirstLine  uint32
+	CodeQualname   uint32
+	CodeFilename   uint32
+	CodeFlags      uint32
+	StrLength      uint32
+	StrState       uint32
+	StrAscii       uint32
+	Entry          uint8
+	Throw          uint8
+	LocationBits   uint8
+	Versioned      uint8
+	Stepped        uint8
+	Checks         [2]uint8
+	Reserved       [5]uint8
+}
+
+type EvalLoopStats struct {
+	_       structs.HostLayout
+	Hits    uint64
+	Stepped uint64
+	Faults  uint64
+	Full    uint64
+	Dropped uint64
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	EvalLoopMapFaults     = "faults"
-	EvalLoopMapSites      = "sites"
-	EvalLoopMapStarts     = "starts"
-	EvalLoopProgScaResume = "sca_resume"
+	EvalLoopMapFirsts       = "firsts"
+	EvalLoopMapSeen         = "seen"
+	EvalLoopMapSites        = "sites"
+	EvalLoopMapStarts       = "starts"
+	EvalLoopMapStats        = "stats"
+	EvalLoopProgScaCount    = "sca_count"
+	EvalLoopProgScaFollow   = "sca_follow"
+	EvalLoopVarCountAll     = "count_all"
+	EvalLoopVarScaOnlyProbe = "sca_only_probe"
 )
 
 // LoadEvalLoop returns the embedded CollectionSpec for EvalLoop.
@@ -93,22 +156,27 @@ type EvalLoopSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type EvalLoopProgramSpecs struct {
-	ScaResume *ebpf.ProgramSpec `ebpf:"sca_resume"`
+	ScaCount  *ebpf.ProgramSpec `ebpf:"sca_count"`
+	ScaFollow *ebpf.ProgramSpec `ebpf:"sca_follow"`
 }
 
 // EvalLoopMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type EvalLoopMapSpecs struct {
-	Faults *ebpf.MapSpec `ebpf:"faults"`
+	Firsts *ebpf.MapSpec `ebpf:"firsts"`
+	Seen   *ebpf.MapSpec `ebpf:"seen"`
 	Sites  *ebpf.MapSpec `ebpf:"sites"`
 	Starts *ebpf.MapSpec `ebpf:"starts"`
+	Stats  *ebpf.MapSpec `ebpf:"stats"`
 }
 
 // EvalLoopVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type EvalLoopVariableSpecs struct {
+	CountAll     *ebpf.VariableSpec `ebpf:"count_all"`
+	ScaOnlyProbe *ebpf.VariableSpec `ebpf:"sca_only_probe"`
 }
 
 // EvalLoopObjects contains all objects after they have been loaded into the kernel.
@@ -131,16 +199,20 @@ func (o *EvalLoopObjects) Close() error {
 //
 // It can be passed to LoadEvalLoopObjects or ebpf.CollectionSpec.LoadAndAssign.
 type EvalLoopMaps struct {
-	Faults *ebpf.Map `ebpf:"faults"`
+	Firsts *ebpf.Map `ebpf:"firsts"`
+	Seen   *ebpf.Map `ebpf:"seen"`
 	Sites  *ebpf.Map `ebpf:"sites"`
 	Starts *ebpf.Map `ebpf:"starts"`
+	Stats  *ebpf.Map `ebpf:"stats"`
 }
 
 func (m *EvalLoopMaps) Close() error {
 	return _EvalLoopClose(
-		m.Faults,
+		m.Firsts,
+		m.Seen,
 		m.Sites,
 		m.Starts,
+		m.Stats,
 	)
 }
 
@@ -148,18 +220,22 @@ func (m *EvalLoopMaps) Close() error {
 //
 // It can be passed to LoadEvalLoopObjects or ebpf.CollectionSpec.LoadAndAssign.
 type EvalLoopVariables struct {
+	CountAll     *ebpf.Variable `ebpf:"count_all"`
+	ScaOnlyProbe *ebpf.Variable `ebpf:"sca_only_probe"`
 }
 
 // EvalLoopPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadEvalLoopObjects or ebpf.CollectionSpec.LoadAndAssign.
 type EvalLoopPrograms struct {
-	ScaResume *ebpf.Program `ebpf:"sca_resume"`
+	ScaCount  *ebpf.Program `ebpf:"sca_count"`
+	ScaFollow *ebpf.Program `ebpf:"sca_follow"`
 }
 
 func (p *EvalLoopPrograms) Close() error {
 	return _EvalLoopClose(
-		p.ScaResume,
+		p.ScaCount,
+		p.ScaFollow,
 	)
 }
 

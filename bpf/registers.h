@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 OR GPL-2.0-only */
-/* A probed process's registers, by number. */
+/* A probed process's registers, by number, and which probe was hit. */
 #ifndef SCA_REGISTERS_H
 #define SCA_REGISTERS_H
 
@@ -44,6 +44,19 @@ static __always_inline __u64 sca_register(struct pt_regs *ctx, __u8 number)
 	}
 	/* clang-format on */
 	return value;
+}
+
+/*
+ * The index of the probe that was hit. Linux has attach cookies from 5.15 on; before it, each probe
+ * has a program of its own, loaded with this set, which leaves the call out of the program.
+ */
+const volatile __s32 sca_only_probe = -1;
+
+static __always_inline __u32 sca_probe_index(struct pt_regs *ctx)
+{
+	if (sca_only_probe >= 0)
+		return sca_only_probe;
+	return bpf_get_attach_cookie(ctx);
 }
 
 #endif

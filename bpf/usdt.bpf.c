@@ -109,7 +109,7 @@ static __always_inline int count_hit(__u64 code)
 SEC("uprobe.multi")
 int sca_static_probe(struct pt_regs *ctx)
 {
-	__u32 index = bpf_get_attach_cookie(ctx);
+	__u32 index = sca_probe_index(ctx);
 	struct location *location = bpf_map_lookup_elem(&locations, &index);
 	__u64 target, patched, original;
 	struct event *event;

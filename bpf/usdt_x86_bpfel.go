@@ -42,6 +42,7 @@ const (
 	StaticProbeMapLocations       = "locations"
 	StaticProbeMapLost            = "lost"
 	StaticProbeProgScaStaticProbe = "sca_static_probe"
+	StaticProbeVarScaOnlyProbe    = "sca_only_probe"
 )
 
 // LoadStaticProbe returns the embedded CollectionSpec for StaticProbe.
@@ -103,6 +104,7 @@ type StaticProbeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type StaticProbeVariableSpecs struct {
+	ScaOnlyProbe *ebpf.VariableSpec `ebpf:"sca_only_probe"`
 }
 
 // StaticProbeObjects contains all objects after they have been loaded into the kernel.
@@ -144,6 +146,7 @@ func (m *StaticProbeMaps) Close() error {
 //
 // It can be passed to LoadStaticProbeObjects or ebpf.CollectionSpec.LoadAndAssign.
 type StaticProbeVariables struct {
+	ScaOnlyProbe *ebpf.Variable `ebpf:"sca_only_probe"`
 }
 
 // StaticProbePrograms contains all programs after they have been loaded into the kernel.

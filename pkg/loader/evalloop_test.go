@@ -2,18 +2,15 @@ package loader
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
 
-	"sca-probe/pkg/pyframes"
 	"sca-probe/pkg/pyframes/evalloop"
 	"sca-probe/testenv"
 )
@@ -22,78 +19,35 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // A counted is a subject whose starts are counted, of every target in shapes.TARGETS.
 type counted struct {
-	t *testing.T
-	*testenv.Subject
+	*probed
 	counter *EvalLoopCounter
-	code    map[string]uint64 // by target
+	code    map[string]Code // by target
 }
 
 func count(t *testing.T, in testenv.Interpreter) *counted {
 	t.Helper()
-	c := &counted{t: t, Subject: testenv.StartSubject(t, in), code: map[string]uint64{}}
-	process, err := pyframes.OpenProcess(c.PID())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer process.Close()
-	version := process.Interpreter().Version
-	table, err := evalloop.Find(process.BinaryPath(), version.Major, version.Minor)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := &counted{probed: startProbed(t, in), code: map[string]Code{}}
 	var codes []Code
 	for target := range c.Eval("dict.fromkeys(ORIGINALS)").(map[string]any) {
 		if target == "Child.method" { // inherited: the code object is that of Shapes.method
 			continue
 		}
 		code := c.codeOf(fmt.Sprintf("ORIGINALS[%q]", target))
-		c.code[target] = code.Addr
+		c.code[target] = code
 		codes = append(codes, code)
 	}
-	name, firstLine := process.CodeIdentity()
-	c.counter, err = NewEvalLoopCounter(c.PID(), process.BinaryPath(), table, CodeLayout{name, firstLine}, codes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := c.counter.Close(); err != nil {
-			t.Errorf("close: %v", err)
-		}
-	})
+	c.counter = c.probe(codes...)
 	return c
-}
-
-// codeOf asks Python about a code object.
-func (c *counted) codeOf(expr string) Code {
-	c.t.Helper()
-	number := func(format string) uint64 {
-		n, err := strconv.ParseUint(c.Eval(fmt.Sprintf(format, expr)).(json.Number).String(), 10, 64)
-		if err != nil {
-			c.t.Fatal(err)
-		}
-		return n
-	}
-	return Code{number("id(%s)"), number("id(%s.co_name)"), uint32(number("%s.co_firstlineno"))}
 }
 
 // starts returns what was counted by target, without those that did not start.
 func (c *counted) starts() map[string]uint64 {
 	c.t.Helper()
-	counts, err := c.counter.Counts()
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	faults, err := c.counter.Faults()
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	if faults != 0 {
-		c.t.Errorf("%d starts could not be looked at", faults)
-	}
+	all := counts(c.t, c.counter)
 	starts := map[string]uint64{}
 	for target, code := range c.code {
-		if counts[code] != 0 {
-			starts[target] = counts[code]
+		if all[code] != 0 {
+			starts[target] = all[code]
 		}
 	}
 	return starts
@@ -135,6 +89,13 @@ var monitoring = []way{
 		"set_local_events(5, plain.__code__, sys.monitoring.events.PY_START)", "set_local_events(5, plain.__code__, 0)"),
 }
 
+func waysOf(in testenv.Interpreter) []way {
+	if in.Minor < 12 {
+		return tracing
+	}
+	return append(tracing[:len(tracing):len(tracing)], monitoring...)
+}
+
 func monitor(name string, tool int, on, off string) way {
 	return way{
 		name: "sys.monitoring of " + name,
@@ -149,7 +110,7 @@ sys.monitoring.%s`, tool, on),
 
 // TestEvalLoopCounter checks that each start counts once, and nothing else counts.
 func TestEvalLoopCounter(t *testing.T) {
-	testenv.EachInterpreter(t, func(t *testing.T, in testenv.Interpreter) {
+	testenv.EachInterpreter(t, testenv.Observer, func(t *testing.T, in testenv.Interpreter) {
 		t.Run("each shape", func(t *testing.T) {
 			c := count(t, in)
 			c.wantStarts("before any call", map[string]uint64{})
@@ -192,10 +153,6 @@ func TestEvalLoopCounter(t *testing.T) {
 		})
 		t.Run("tracing", func(t *testing.T) {
 			c := count(t, in)
-			ways := tracing
-			if c.Eval("__import__('sys').version_info >= (3, 12)") == true {
-				ways = append(ways[:len(ways):len(ways)], monitoring...)
-			}
 			want := map[string]uint64{}
 			callAll := func(when string) {
 				t.Helper()
@@ -207,7 +164,7 @@ func TestEvalLoopCounter(t *testing.T) {
 				want["plain"] += 40
 				c.wantStarts(when, want)
 			}
-			for _, way := range ways {
+			for _, way := range waysOf(in) {
 				for range 2 {
 					c.Exec(way.on)
 					callAll(way.name + " on")
@@ -217,82 +174,169 @@ func TestEvalLoopCounter(t *testing.T) {
 			}
 		})
 		t.Run("address used again", func(t *testing.T) {
-			c := count(t, in)
-			code := c.codeOf("plain.__code__")
+			p := startProbed(t, in)
+			code := p.codeOf("plain.__code__")
 			// What has the address but another name or line is another code object.
-			for _, other := range []Code{{code.Addr, code.Name + 16, code.FirstLine}, {code.Addr, code.Name, code.FirstLine + 1}} {
-				if err := c.counter.objects.Starts.Delete(code.Addr); err != nil {
-					t.Fatal(err)
+			others := []Code{{code.Addr, code.Name + 16, code.FirstLine}, {code.Addr, code.Name, code.FirstLine + 1}}
+			counter := p.probe(others...)
+			p.Call("plain", 10)
+			for other, n := range counts(t, counter) {
+				if n != 0 {
+					t.Errorf("%d starts counted for %+v; %+v was called", n, other, code)
 				}
-				if err := c.counter.Watch(other); err != nil {
-					t.Fatal(err)
-				}
-				c.Call("plain", 10)
-				c.wantStarts("watched as another code object", map[string]uint64{})
 			}
 		})
 		t.Run("later", func(t *testing.T) {
-			c := count(t, in)
-			c.Exec("def added(x): return x")
-			code := c.codeOf("added.__code__")
-			c.Exec("for i in range(5): added(i)")
+			p := startProbed(t, in)
+			counter := p.probe()
+			p.Exec("def added(x): return x")
+			code := p.codeOf("added.__code__")
+			p.Exec("for i in range(5): added(i)")
 			for range 2 { // the second changes nothing
-				if err := c.counter.Watch(code); err != nil {
+				if err := counter.Watch(code); err != nil {
 					t.Fatal(err)
 				}
-				c.Exec("for i in range(7): added(i)")
+				p.Exec("for i in range(7): added(i)")
 			}
-			counts, err := c.counter.Counts()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if counts[code.Addr] != 14 {
-				t.Errorf("%d starts since it is watched, want 14", counts[code.Addr])
+			if n := counts(t, counter)[code]; n != 14 {
+				t.Errorf("%d starts since it is watched, want 14", n)
 			}
 		})
 	})
 }
 
-// TestEvalLoopCounterWithPerfEvents covers what kernels before 6.6 do.
-func TestEvalLoopCounterWithPerfEvents(t *testing.T) {
-	withoutMulti(t)
-	testenv.EachInterpreter(t, func(t *testing.T, in testenv.Interpreter) {
-		c := count(t, in)
-		c.Call("plain", 1000)
-		c.CallThreads("Shapes.method", 1000, 3)
-		c.wantStarts("without uprobe_multi", map[string]uint64{"plain": 1000, "Shapes.method": 3000})
-		c.Exec("import os\npid = os.fork()\nif not pid:\n list(map(plain, range(100)))\n os._exit(0)\nos.waitpid(pid, 0)")
-		c.wantStarts("the child's starts are not the process's", map[string]uint64{"plain": 1000, "Shapes.method": 3000})
+// TestEvalLoopCounterOnEveryCallShape calls in every way that there is, with tracing of every kind on,
+// off and in between.
+func TestEvalLoopCounterOnEveryCallShape(t *testing.T) {
+	testenv.EachInterpreter(t, testenv.Observer, func(t *testing.T, in testenv.Interpreter) {
+		p := startProbed(t, in)
+		p.Exec("import calls, sys")
+		names := p.Eval("list(calls.SHAPES)").([]any)
+		if len(names) < 80 {
+			t.Fatalf("%d shapes, want every one", len(names))
+		}
+		each := p.numbers("[calls.SHAPES[name][2] for name in calls.SHAPES]")
+		var codes []Code
+		for _, name := range names {
+			codes = append(codes, p.codeOf(fmt.Sprintf("calls.SHAPES[%q][0]", name)))
+		}
+		counter := p.probe(codes...)
+		called := uint64(0)
+		run := func(when, between string) {
+			t.Helper()
+			p.Exec("calls.run(2, " + between + ")")
+			called += 2
+			got := counts(t, counter)
+			for i, name := range names {
+				if want := called * each[i]; got[codes[i]] != want {
+					t.Errorf("%s, %s: %d starts, want %d", when, name, got[codes[i]], want)
+				}
+			}
+		}
+		const nothing = "lambda: None"
+		run("cold", nothing)
+		run("warm", nothing)
+		for _, way := range waysOf(in) {
+			for range 2 {
+				p.Exec(way.on)
+				run(way.name+" on", nothing)
+				p.Exec(way.off)
+				run(way.name+" off", nothing)
+			}
+		}
+		toggles := []string{"settrace", "setprofile"}
+		p.Exec("import itertools\ndef cycle(*states): return itertools.cycle(states).__next__")
+		for _, toggle := range toggles {
+			p.Exec("next_state = cycle(lambda *args: None, None)")
+			run(toggle+" toggled before each call", "lambda: sys."+toggle+"(next_state())")
+			p.Exec("sys." + toggle + "(None)")
+		}
+		if in.Minor >= 12 {
+			p.Exec(`sys.monitoring.use_tool_id(3, "test"); next_state = cycle(sys.monitoring.events.LINE, 0)`)
+			run("monitoring toggled before each call", "lambda: sys.monitoring.set_events(3, next_state())")
+		}
 	})
 }
 
-func withoutMulti(t *testing.T) {
+// TestEvalLoopCounterOnOlderKernels covers what kernels before 6.6, and before 5.15, do.
+func TestEvalLoopCounterOnOlderKernels(t *testing.T) {
+	for _, kernel := range []struct {
+		name    string
+		without []*func() bool
+	}{
+		{"without uprobe_multi", []*func() bool{&multiSupported}},
+		{"without attach cookies", []*func() bool{&multiSupported, &cookiesSupported}},
+	} {
+		t.Run(kernel.name, func(t *testing.T) {
+			without(t, kernel.without...)
+			testenv.EachInterpreter(t, testenv.OnePerVersion(testenv.Observer), func(t *testing.T, in testenv.Interpreter) {
+				c := count(t, in)
+				c.Call("plain", 1000)
+				c.CallThreads("Shapes.method", 1000, 3)
+				c.wantStarts("after calls", map[string]uint64{"plain": 1000, "Shapes.method": 3000})
+				c.Exec("import os\npid = os.fork()\nif not pid:\n list(map(plain, range(100)))\n os._exit(0)\nos.waitpid(pid, 0)")
+				c.wantStarts("the child's starts are not the process's", map[string]uint64{"plain": 1000, "Shapes.method": 3000})
+			})
+		})
+	}
+}
+
+// without takes features from the kernel for the time of a test.
+func without(t *testing.T, features ...*func() bool) {
 	t.Helper()
-	real := multiSupported
-	multiSupported = func() bool { return false }
-	t.Cleanup(func() { multiSupported = real })
+	for _, feature := range features {
+		real := *feature
+		*feature = func() bool { return false }
+		t.Cleanup(func() { *feature = real })
+	}
+}
+
+// TestEvalLoopCounterCountsLosses starts more code objects than the map has room for.
+func TestEvalLoopCounterCountsLosses(t *testing.T) {
+	const functions, calls = 1000, 3
+	testenv.EachInterpreter(t, testenv.OnePerVersion(testenv.Observer), func(t *testing.T, in testenv.Interpreter) {
+		p := startProbed(t, in)
+		p.MakeFunctions(functions)
+		counter, err := NewEvalLoopCounterOfAll(p.PID(), p.binary, p.table, p.layout, functions/2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.closeAtEnd(counter)
+		p.Exec(fmt.Sprintf("for f in made * %d: f()", calls))
+		starts, err := counter.Starts()
+		if err != nil {
+			t.Fatal(err)
+		}
+		lost, err := counter.Losses()
+		if err != nil {
+			t.Fatal(err)
+		}
+		codes := p.numbers("[n for f in made for n in (id(f.__code__), id(f.__code__.co_name), f.__code__.co_firstlineno)]")
+		counted := uint64(0)
+		for ; len(codes) > 0; codes = codes[3:] {
+			n := starts[Code{codes[0], codes[1], uint32(codes[2])}]
+			if n != 0 && n != calls {
+				t.Errorf("a function that has room is counted %d times, want %d", n, calls)
+			}
+			counted += n
+		}
+		// Few others start: the subject's own.
+		if all := counted + lost.Full; counted == 0 || all < functions*calls || all > functions*calls+200 || lost != (Losses{Full: lost.Full}) {
+			t.Errorf("%d of %d starts counted; %+v lost", counted, functions*calls, lost)
+		}
+	})
 }
 
 // TestEvalLoopCounterLeavesNothing looks at the process's code: a uprobe is a breakpoint in it.
 func TestEvalLoopCounterLeavesNothing(t *testing.T) {
-	testenv.EachInterpreter(t, func(t *testing.T, in testenv.Interpreter) {
-		s := testenv.StartSubject(t, in)
-		process, err := pyframes.OpenProcess(s.PID())
+	testenv.EachInterpreter(t, testenv.Observer, func(t *testing.T, in testenv.Interpreter) {
+		p := startProbed(t, in)
+		before := codeAt(t, p.PID(), p.binary, p.table)
+		counter, err := NewEvalLoopCounter(p.PID(), p.binary, p.table, p.layout, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer process.Close()
-		version := process.Interpreter().Version
-		table, err := evalloop.Find(process.BinaryPath(), version.Major, version.Minor)
-		if err != nil {
-			t.Fatal(err)
-		}
-		before := codeAt(t, s.PID(), process.BinaryPath(), table)
-		counter, err := NewEvalLoopCounter(s.PID(), process.BinaryPath(), table, CodeLayout{}, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i, b := range codeAt(t, s.PID(), process.BinaryPath(), table) {
+		for i, b := range codeAt(t, p.PID(), p.binary, p.table) {
 			if b != 0xcc {
 				t.Errorf("site %d has the byte %#x while it is probed, want a breakpoint", i, b)
 			}
@@ -300,10 +344,10 @@ func TestEvalLoopCounterLeavesNothing(t *testing.T) {
 		if err := counter.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if after := codeAt(t, s.PID(), process.BinaryPath(), table); !bytes.Equal(after, before) {
+		if after := codeAt(t, p.PID(), p.binary, p.table); !bytes.Equal(after, before) {
 			t.Errorf("the sites' bytes are % x, were % x", after, before)
 		}
-		if got := fmt.Sprint(s.Call("plain", 1)); got != "[2]" {
+		if got := fmt.Sprint(p.Call("plain", 1)); got != "[2]" {
 			t.Errorf("plain gives %s", got)
 		}
 	})
@@ -361,10 +405,13 @@ func TestEvalLoopCounterRefuses(t *testing.T) {
 	if _, err := NewEvalLoopCounter(os.Getpid(), missing, table, CodeLayout{}, nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a missing file: %v", err)
 	}
+	if _, err := NewEvalLoopCounter(0, "/bin/true", table, CodeLayout{}, nil); err == nil {
+		t.Error("process 0, which would be every process, is probed")
+	}
 	if _, err := NewEvalLoopCounter(1<<22+1, "/bin/true", table, CodeLayout{}, nil); err == nil {
 		t.Error("a process that does not exist is probed")
 	}
-	if _, err := NewEvalLoopCounter(os.Getpid(), "/bin/true", &evalloop.Table{Sites: make([]evalloop.Site, 1000)}, CodeLayout{}, nil); err == nil {
+	if _, err := NewEvalLoopCounter(os.Getpid(), "/bin/true", &evalloop.Table{Sites: make([]evalloop.Site, 2000)}, CodeLayout{}, nil); err == nil {
 		t.Error("more sites than the program has room for are taken")
 	}
 }

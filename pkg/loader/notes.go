@@ -6,9 +6,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
+
+	"sca-probe/pkg/internal/bounded"
 )
 
 // ErrNoProbes says that a file has no static probes of the engine, or none that can be used.
@@ -44,11 +47,15 @@ const (
 
 // readNotes reads the engine's static probes from its file.
 func readNotes(path string) ([]note, error) {
-	file, err := elf.Open(path)
+	opened, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("%w in %s: %w", ErrNoProbes, path, err)
 	}
-	defer file.Close()
+	defer opened.Close()
+	file, err := bounded.ELF(opened)
+	if err != nil {
+		return nil, fmt.Errorf("%w in %s: %w", ErrNoProbes, path, err)
+	}
 	section := file.Section(noteSection)
 	if section == nil {
 		return nil, fmt.Errorf("%w in %s: no section %s", ErrNoProbes, path, noteSection)

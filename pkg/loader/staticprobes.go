@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"sync"
 
-	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
@@ -37,8 +36,7 @@ const maxEvents = 100_000
 
 // StaticProbes listens to the engine's static probes in one process.
 type StaticProbes struct {
-	objects bpf.StaticProbeObjects
-	links   []link.Link
+	*collection
 	reader  *ringbuf.Reader
 	done    chan struct{} // closed when collect has ended
 	flushed chan struct{} // receives when collect has caught up with a flush
@@ -58,13 +56,11 @@ func NewStaticProbes(pid int, engine string) (*StaticProbes, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := prepare(spec); err != nil {
+	loaded, err := newCollection(spec, "sca_static_probe")
+	if err != nil {
 		return nil, err
 	}
-	s := &StaticProbes{}
-	if err := spec.LoadAndAssign(&s.objects, nil); err != nil {
-		return nil, fmt.Errorf("loading the static-probe program: %w", permission(err))
-	}
+	s := &StaticProbes{collection: loaded}
 	if err := s.start(pid, engine, notes); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -85,7 +81,7 @@ func (s *StaticProbes) start(pid int, engine string, notes []note) error {
 		for i, arg := range n.arguments {
 			location.Arguments[i].Form, location.Arguments[i].Reg, location.Arguments[i].Value = arg.form, arg.reg, arg.value
 		}
-		if err := s.objects.Locations.Put(uint32(len(probes)), &location); err != nil {
+		if err := s.maps["locations"].Put(uint32(len(probes)), &location); err != nil {
 			return fmt.Errorf("configuring sca:%s: %w", n.name, err)
 		}
 		probes = append(probes, n.probe)
@@ -94,13 +90,12 @@ func (s *StaticProbes) start(pid int, engine string, notes []note) error {
 		return fmt.Errorf("%w in %s: neither sca:hit, sca:patched nor sca:reverted", ErrNoProbes, engine)
 	}
 	var err error
-	if s.reader, err = ringbuf.NewReader(s.objects.Events); err != nil {
+	if s.reader, err = ringbuf.NewReader(s.maps["events"]); err != nil {
 		return fmt.Errorf("opening the events' buffer: %w", err)
 	}
 	s.done, s.flushed = make(chan struct{}), make(chan struct{})
 	go s.collect()
-	s.links, err = attach(engine, pid, s.objects.ScaStaticProbe, probes)
-	return err
+	return s.attach(engine, pid, probes)
 }
 
 func (s *StaticProbes) collect() {
@@ -141,7 +136,7 @@ func (s *StaticProbes) Hits() (map[uint64]uint64, error) {
 	counts := map[uint64]uint64{}
 	var address uint64
 	var values []uint64
-	all := s.objects.Hits.Iterate()
+	all := s.maps["hits"].Iterate()
 	for all.Next(&address, &values) {
 		counts[address] = total(values)
 	}
@@ -160,7 +155,7 @@ func (s *StaticProbes) Events() []Event {
 
 // Lost returns how many firings were lost. While it is not 0, counts are lower bounds.
 func (s *StaticProbes) Lost() (uint64, error) {
-	kernel, err := sum(s.objects.Lost)
+	kernel, err := sum(s.maps["lost"])
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return kernel + s.dropped, err
@@ -168,10 +163,10 @@ func (s *StaticProbes) Lost() (uint64, error) {
 
 // Close detaches the probes, which lowers their semaphores.
 func (s *StaticProbes) Close() error {
-	errs := []error{closeLinks(s.links)}
+	err := s.collection.Close()
 	if s.reader != nil {
-		errs = append(errs, s.reader.Close())
+		err = errors.Join(err, s.reader.Close())
 		<-s.done
 	}
-	return errors.Join(append(errs, s.objects.Close())...)
+	return err
 }

@@ -152,7 +152,7 @@ func TestStaticProbes(t *testing.T) {
 
 // TestStaticProbesWithPerfEvents covers what kernels before 6.6 do.
 func TestStaticProbesWithPerfEvents(t *testing.T) {
-	withoutMulti(t)
+	without(t, &multiSupported)
 	eachProgram(t, testStaticProbes)
 }
 
