@@ -56,7 +56,12 @@ Targets are written package.module:function or package.module:Class.method.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see '%s --help'", err, cmd.CommandPath())}
 	})
-	root.AddCommand(newPsCommand(), newResolveCommand(), newVerifyCommand(), newRunCommand())
+	root.AddCommand(newPsCommand(), newFunctionsCommand(), newWatchCommand(), newFollowCommand(), newResolveCommand(), newVerifyCommand(), newDoctorCommand(), newRunCommand())
+	for _, cmd := range root.Commands() {
+		if cmd.Name() != "run" && cmd.ValidArgsFunction == nil { // no other takes a file
+			cmd.ValidArgsFunction = cobra.NoFileCompletions
+		}
+	}
 	// An unknown command is wrong usage like an unknown flag.
 	root.Args = func(cmd *cobra.Command, args []string) error {
 		if len(args) > 0 {

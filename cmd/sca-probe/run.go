@@ -27,7 +27,8 @@ func newRunCommand() *cobra.Command {
 
 The engine loads only when DD_SCA_DETECTION_ENABLED, DD_APPSEC_ENABLED and DD_APPSEC_SCA_ENABLED
 are 1 or true; otherwise the program runs as if started without sca-probe. Once loaded it follows
-the Remote Configuration file while the program runs.`,
+the Remote Configuration file while the program runs. Where ddtrace is installed and no file is
+named, it starts with ddtrace instead, by ddtrace's settings and with ddtrace's Remote Configuration.`,
 		Example: `  DD_SCA_DETECTION_ENABLED=1 DD_APPSEC_ENABLED=1 DD_APPSEC_SCA_ENABLED=1 \
     sca-probe run --rc-file targets.json -- gunicorn app:app`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -51,7 +52,7 @@ the Remote Configuration file while the program runs.`,
 			return fmt.Errorf("cannot run %s: %w", path, unix.Exec(path, args, os.Environ()))
 		},
 	}
-	cmd.Flags().StringVar(&rcFile, "rc-file", "", "Remote Configuration file to follow (default /etc/sca-probe/targets.json)")
+	cmd.Flags().StringVar(&rcFile, "rc-file", "", "Remote Configuration file, or folder of them, to follow (default /etc/sca-probe/targets.json)")
 	cmd.Flags().SetInterspersed(false) // what follows COMMAND is COMMAND's
 	return cmd
 }
@@ -77,7 +78,7 @@ func setEnvironment(rcFile string) error {
 	if err != nil {
 		return fmt.Errorf("locating %s: %w", rcFile, err)
 	}
-	return os.Setenv("SCA_PROBE_RC_FILE", absolute)
+	return os.Setenv("SCA_PROBE_RC_SOURCE", absolute)
 }
 
 // pythonLibrary finds the folder that holds bootstrap/ and sca_probe/.
@@ -96,9 +97,15 @@ func pythonLibrary() (string, error) {
 	return library, nil
 }
 
+// closedGates returns the variables that keep the engine off. Where ddtrace is the source, AppSec and SCA
+// are for its settings to say.
 func closedGates() []string {
+	wanted := gates
+	if os.Getenv("SCA_PROBE_RC_SOURCE") == "ddtrace" {
+		wanted = gates[:1]
+	}
 	var off []string
-	for _, gate := range gates {
+	for _, gate := range wanted {
 		if value := strings.ToLower(strings.TrimSpace(os.Getenv(gate))); value != "1" && value != "true" {
 			off = append(off, gate)
 		}

@@ -29,14 +29,16 @@ func newVerifyCommand() *cobra.Command {
   patched       the engine's hook is in place, and no witness saw it execute
   executed      it ran: the witnesses that saw it are listed
   reverted      the hook was in place and is gone
-  contradicted  the engine's counts and the kernel's exclude each other
+  contradicted  the counts of two witnesses exclude each other: one of them is wrong
   unknown       no witness could say
 
 Witnesses: evidence (the marks CPython leaves in a code object, which also answer for the past),
 eval-loop (starts of the function, counted by the kernel), and where the process runs the engine,
-static-probe (its sca:hit probe, counted by the kernel) and engine (its own counter).
+static-probe (its sca:hit probe, counted by the kernel) and engine (its own counter). On Python 3.12,
+where evidence has gaps, hardware watchpoints count up to 4 targets besides.
 
-Needs CAP_SYS_PTRACE, and CAP_BPF with CAP_PERFMON (or CAP_SYS_ADMIN).
+Needs CAP_SYS_PTRACE, and for the kernel's counts CAP_BPF with CAP_PERFMON (or CAP_SYS_ADMIN): without
+those, evidence and the engine's counter remain, and what is missing is said.
 Exits 1 when a target does not resolve, 3 when a verdict is contradicted.`,
 		Example: "  sca-probe verify --pid 4242 --for 30s requests.sessions:Session.send",
 		Args:    needTargets,
@@ -52,10 +54,17 @@ Exits 1 when a target does not resolve, 3 when a verdict is contradicted.`,
 			defer stop()
 			ctx, cancel := context.WithCancel(ctx)
 			defer cancel()
+			tell, end := progress(cmd.ErrOrStderr(), "watching")
+			shown := make(chan struct{})
 			reports, err := observer.Verify(ctx, pid, targets, func() {
 				fmt.Fprintf(cmd.ErrOrStderr(), "watching process %d for %s; interrupt to end sooner\n", pid, window)
 				time.AfterFunc(window, cancel)
+				go func() { showWindow(ctx, window, tell); end(); close(shown) }()
 			})
+			cancel()
+			if err == nil {
+				<-shown
+			}
 			if err != nil {
 				return err
 			}
@@ -67,6 +76,11 @@ Exits 1 when a target does not resolve, 3 when a verdict is contradicted.`,
 			if err != nil {
 				return err
 			}
+			for _, r := range reports {
+				if r.Verdict == observer.Contradicted {
+					fmt.Fprintf(cmd.ErrOrStderr(), "sca-probe: CONTRADICTED: %s in process %d: %s\n", r.Target, r.PID, r.Reason)
+				}
+			}
 			return verifyExit(reports)
 		},
 	}
@@ -74,6 +88,20 @@ Exits 1 when a target does not resolve, 3 when a verdict is contradicted.`,
 	jsonFlag(cmd, &asJSON)
 	cmd.Flags().DurationVar(&window, "for", 10*time.Second, "how long to watch")
 	return cmd
+}
+
+// showWindow tells how much of a window has passed, until its end.
+func showWindow(ctx context.Context, window time.Duration, tell func(float64)) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for from := time.Now(); ; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			tell(min(time.Since(from).Seconds()/window.Seconds(), 1))
+		}
+	}
 }
 
 // verifyExit turns the worst verdict into the exit code.
@@ -108,7 +136,7 @@ func printReports(w io.Writer, reports []observer.Report) error {
 		}
 		table := newTable(w)
 		for _, s := range r.Statements {
-			fmt.Fprintf(table, "  %s\t%s\t%s\n", s.Witness, saw(s), s.Detail)
+			fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", s.Witness, saw(s), seenIn(s), s.Detail)
 		}
 		if err := table.Flush(); err != nil {
 			return err
@@ -118,6 +146,18 @@ func printReports(w io.Writer, reports []observer.Report) error {
 		}
 	}
 	return nil
+}
+
+// seenIn returns when a witness looked: "14:05:00–14:05:10".
+func seenIn(s observer.Statement) string {
+	if s.From == nil {
+		return "-"
+	}
+	from := s.From.Format(clock)
+	if s.To.Sub(*s.From) > 12*time.Hour {
+		from = s.From.Format(time.DateTime)
+	}
+	return from + "–" + s.To.Format(clock)
 }
 
 func saw(s observer.Statement) string {

@@ -6,6 +6,8 @@ import "fmt"
 type findings struct {
 	patchedBefore, patchedAfter bool
 	revertSeen                  bool // sca:reverted fired for the target
+	firstHit                    bool // a first-hit hook of it was hit and removed itself
+	hitUnseen                   bool // nobody watched for hits of a first-hit hook
 	// engine brackets what the hook counted: lower is between attaching and detaching, upper from
 	// before the one to after the other. They are equal when nothing ran at the window's edges.
 	engine     *bracket
@@ -28,7 +30,14 @@ func judge(f findings) (Verdict, string) {
 			return Contradicted, reason
 		}
 	}
+	if reason := watchpointContradicts(f.statements); reason != "" {
+		return Contradicted, reason
+	}
 	switch {
+	case f.firstHit:
+		return Executed, ""
+	case !f.patchedAfter && f.hitUnseen && !executed:
+		return Unknown, "its first-hit hook is gone: it was hit or taken back, and hits were not counted"
 	case !f.patchedAfter && (f.patchedBefore || f.revertSeen):
 		return Reverted, ""
 	case executed:
@@ -47,6 +56,24 @@ func contradiction(engine *bracket, s Statement) string {
 		return ""
 	}
 	return fmt.Sprintf("the engine counted %s, the %s witness %d", engine, s.Witness, *s.hooked)
+}
+
+// watchpointContradicts compares the hardware's count with the eval loop's. Its window lies within the
+// other, so that it cannot count more.
+func watchpointContradicts(statements []Statement) string {
+	var loop, watched *uint64
+	for _, s := range statements {
+		switch {
+		case s.Witness == EvalLoop && s.exact:
+			loop = s.Count
+		case s.Witness == Watchpoint:
+			watched = s.Count
+		}
+	}
+	if loop == nil || watched == nil || *watched <= *loop {
+		return ""
+	}
+	return fmt.Sprintf("the %s witness counted %d, the %s witness only %d", Watchpoint, *watched, EvalLoop, *loop)
 }
 
 func (b bracket) String() string {

@@ -30,6 +30,7 @@ const (
 	EngineCount = "engine"       // the hook's counter, read from the process's memory
 	StaticProbe = "static-probe" // sca:hit, counted by the kernel
 	EvalLoop    = "eval-loop"    // starts of the code object, counted by the kernel
+	Watchpoint  = "watchpoint"   // the same, counted by the hardware
 )
 
 // A Statement is what one witness says of one target.
@@ -40,10 +41,16 @@ type Statement struct {
 	// Count is nil where the witness does not count starts within the window.
 	Count  *uint64 `json:"count,omitempty"`
 	Detail string  `json:"detail,omitempty"`
+	// From and To are when the witness looked: evidence since the process began (or its parent, of
+	// which it was forked). They are missing where it did not.
+	From *time.Time `json:"from,omitempty"`
+	To   *time.Time `json:"to,omitempty"`
 
 	// hooked counts the starts of the patched code object over the whole window: what the engine
 	// must have counted too. It is nil where the witness did not see the whole window.
 	hooked *uint64
+	// exact says that no start can be missing in Count.
+	exact bool
 }
 
 // A Report is the verdict on one target in one process, with what it rests on.

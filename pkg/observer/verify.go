@@ -16,7 +16,8 @@ import (
 const lookAgain = 100 * time.Millisecond
 
 // Verify watches the targets in one process until ctx ends, and reports on each. Call attached,
-// if it is not nil, tells that every probe is in place: what runs from then on is counted.
+// if it is not nil, tells that every probe is in place: what runs from then on is counted. A witness that
+// this user, kernel or build has not says so in its statement; the others stand.
 func Verify(ctx context.Context, pid int, targets []rc.Target, attached func()) ([]Report, error) {
 	process, err := pyframes.OpenProcess(pid)
 	if err != nil {
@@ -26,7 +27,10 @@ func Verify(ctx context.Context, pid int, targets []rc.Target, attached func()) 
 
 	w := &window{process: process, from: time.Now(), watched: map[uint64]bool{}}
 	for _, target := range targets {
-		w.subjects = append(w.subjects, &subject{target: target, hooks: map[uint64]*hookSeen{}})
+		w.subjects = append(w.subjects, &subject{target: target, hooks: map[uint64]*hookSeen{}, firstHits: map[uint64]bool{}})
+	}
+	if summary, ok := new(pyframes.Finder).Look(pid); ok {
+		w.begun = summary.Started
 	}
 	if err := w.look(); err != nil {
 		return nil, err
@@ -58,10 +62,19 @@ type window struct {
 
 	evalLoop       *loader.EvalLoopCounter
 	evalLoopReason string // why there is none
-	faults, lost   uint64 // what the eval-loop program and the static-probe program could not count
+	missed, lost   uint64 // what the eval-loop program and the static-probe program could not count
+	engine         bool   // the process runs one
 	static         *loader.StaticProbes
+	staticReason   string          // why there is none, where there is an engine
 	watched        map[uint64]bool // code objects that the eval-loop probe counts
-	open           bool            // the probes are attached
+	points         *loader.Watchpoints
+	pointsReason   string               // why there is none; "" where evidence needs none
+	pointed        map[loader.Code]bool // what they watch
+	pointLosses    loader.Losses
+	open           bool      // the probes are attached
+	attached, read time.Time // when the probes were in place, and their counts read
+	begun          time.Time // when the process began
+	unpatched      bool      // the engine has taken patches back
 }
 
 // A subject is one target in a window.
@@ -73,6 +86,7 @@ type subject struct {
 	codes         []codeSeen
 	hooks         map[uint64]*hookSeen // by address
 	patchedBefore bool
+	firstHits     map[uint64]bool // patched code objects that go when they are hit
 }
 
 type codeSeen struct {
@@ -84,6 +98,7 @@ type codeSeen struct {
 // hookSeen brackets one hook's counter around attaching and detaching.
 type hookSeen struct {
 	patched                          uint64 // the code object that carries it
+	hit                              bool   // it was of first-hit mode, and removed itself
 	before, attached, detached, last uint64
 }
 
@@ -112,6 +127,9 @@ func (w *window) look() error {
 		}
 		if err := w.see(s, f.Original, false); err != nil {
 			return err
+		}
+		if f.Hook.Mode == pyframes.FirstHitMode {
+			s.firstHits[f.Code.Addr] = true
 		}
 		if s.hooks[f.Hook.Addr] == nil {
 			h := &hookSeen{patched: f.Code.Addr}
@@ -165,22 +183,56 @@ func (w *window) attach() error {
 				}
 			}
 		}
-		name, firstLine := w.process.CodeIdentity()
 		w.evalLoop, err = loader.NewEvalLoopCounter(w.process.PID(), w.process.BinaryPath(), table,
-			loader.CodeLayout{Name: name, FirstLine: firstLine}, codes)
-		if err != nil {
+			loader.CodeLayout(w.process.CodeOffsets()), codes)
+		if errors.Is(err, loader.ErrPermission) {
+			w.evalLoop, w.evalLoopReason = nil, "starts are not counted: "+err.Error()
+		} else if err != nil {
 			return fmt.Errorf("attaching the eval-loop probe: %w", err)
 		}
 	}
-	if engine, ok := w.process.EnginePath(); ok {
+	var engine string
+	if engine, w.engine = w.process.EnginePath(); w.engine {
 		w.static, err = loader.NewStaticProbes(w.process.PID(), engine)
-		if err != nil {
+		if errors.Is(err, loader.ErrPermission) {
+			w.static, w.staticReason = nil, "hits are not counted: "+err.Error()
+		} else if err != nil {
 			w.detach()
 			return fmt.Errorf("attaching the static probes: %w", err)
 		}
 	}
-	w.open = true
+	w.attachWatchpoints(table)
+	w.open, w.attached = true, time.Now()
 	return nil
+}
+
+// attachWatchpoints watches the first targets' code where evidence is weak. Without it the other
+// witnesses stand.
+func (w *window) attachWatchpoints(table *evalloop.Table) {
+	if table == nil || !table.Watchable {
+		return
+	}
+	var points []loader.Watchpoint
+	w.pointed = map[loader.Code]bool{}
+	for _, s := range w.subjects {
+		if s.function == nil || len(points) == loader.MaxWatchpoints || w.pointed[watchable(s.function.Code)] {
+			continue
+		}
+		resume, err := w.process.ResumeAddress(s.function.Code)
+		if err != nil {
+			w.pointsReason = err.Error()
+			continue
+		}
+		points = append(points, loader.Watchpoint{Code: watchable(s.function.Code), Resume: resume})
+		w.pointed[watchable(s.function.Code)] = true
+	}
+	if len(points) == 0 {
+		return
+	}
+	var err error
+	if w.points, err = loader.NewWatchpoints(w.process.PID(), table, loader.CodeLayout(w.process.CodeOffsets()), points); err != nil {
+		w.points, w.pointsReason = nil, err.Error()
+	}
 }
 
 func (w *window) detach() {
@@ -190,7 +242,10 @@ func (w *window) detach() {
 	if w.static != nil {
 		w.static.Close()
 	}
-	w.evalLoop, w.static = nil, nil
+	if w.points != nil {
+		w.points.Close()
+	}
+	w.evalLoop, w.static, w.points = nil, nil, nil
 }
 
 // mark reads the counter of every hook seen.
@@ -206,6 +261,7 @@ func (w *window) mark(set func(h *hookSeen, hits uint64)) error {
 				continue
 			}
 			set(h, hook.Hits)
+			h.hit = hook.State == pyframes.Hit
 		}
 	}
 	return nil
@@ -234,9 +290,18 @@ func (w *window) close() ([]Report, error) {
 	if err := w.mark(func(h *hookSeen, hits uint64) { h.detached = hits }); err != nil {
 		return nil, err
 	}
+	// First, so that its window lies within the eval loop's.
+	pointed, err := w.watchpointCounts()
+	if err != nil {
+		return nil, err
+	}
 	starts, hits, reverted, err := w.counts()
 	if err != nil {
 		return nil, err
+	}
+	w.read = time.Now()
+	if engine, err := w.process.Engine(); err == nil && engine != nil {
+		w.unpatched = engine.Numbers["patches"] > engine.Numbers["patched"]
 	}
 	if err := w.mark(func(h *hookSeen, hits uint64) { h.last = hits }); err != nil {
 		return nil, err
@@ -244,7 +309,7 @@ func (w *window) close() ([]Report, error) {
 	to := time.Now()
 	reports := make([]Report, 0, len(w.subjects))
 	for _, s := range w.subjects {
-		report, err := w.report(s, starts, hits, reverted)
+		report, err := w.report(s, starts, pointed, hits, reverted)
 		if err != nil {
 			return nil, err
 		}
@@ -254,16 +319,32 @@ func (w *window) close() ([]Report, error) {
 	return reports, nil
 }
 
+func (w *window) watchpointCounts() (map[loader.Code]uint64, error) {
+	if w.points == nil {
+		return nil, nil
+	}
+	starts, err := w.points.Starts()
+	if err == nil {
+		w.pointLosses, err = w.points.Losses()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the watchpoints: %w", err)
+	}
+	return starts, nil
+}
+
 // counts reads what the kernel counted, by code object, and which targets it saw reverted.
-func (w *window) counts() (starts, hits map[uint64]uint64, reverted map[string]bool, err error) {
+func (w *window) counts() (starts map[loader.Code]uint64, hits map[uint64]uint64, reverted map[string]bool, err error) {
 	reverted = map[string]bool{}
 	if w.evalLoop != nil {
-		if starts, err = w.evalLoop.Counts(); err != nil {
+		if starts, err = w.evalLoop.Starts(); err != nil {
 			return nil, nil, nil, fmt.Errorf("reading the eval-loop counts: %w", err)
 		}
-		if w.faults, err = w.evalLoop.Faults(); err != nil {
-			return nil, nil, nil, fmt.Errorf("reading the eval-loop faults: %w", err)
+		losses, err := w.evalLoop.Losses()
+		if err != nil {
+			return nil, nil, nil, fmt.Errorf("reading the eval-loop losses: %w", err)
 		}
+		w.missed = losses.Faults
 	}
 	if w.static != nil {
 		if hits, err = w.static.Hits(); err != nil {
@@ -281,7 +362,7 @@ func (w *window) counts() (starts, hits map[uint64]uint64, reverted map[string]b
 	return starts, hits, reverted, nil
 }
 
-func (w *window) report(s *subject, starts, hits map[uint64]uint64, reverted map[string]bool) (Report, error) {
+func (w *window) report(s *subject, starts, pointed map[loader.Code]uint64, hits map[uint64]uint64, reverted map[string]bool) (Report, error) {
 	if s.unresolved != nil {
 		verdict := Unresolved
 		if s.unresolved.Kind == pyframes.NotImported {
@@ -303,19 +384,82 @@ func (w *window) report(s *subject, starts, hits map[uint64]uint64, reverted map
 		return Report{}, err
 	}
 	f.statements = append(f.statements, evidence, w.evalLoopStatement(s, starts))
-	if w.static != nil {
+	if point, ok := w.watchpointStatement(s, pointed); ok {
+		f.statements = append(f.statements, point)
+	}
+	for _, h := range s.hooks {
+		f.firstHit = f.firstHit || h.hit
+	}
+	for patched := range s.firstHits { // the hook may be gone by now
+		f.firstHit = f.firstHit || hits[patched] > 0
+	}
+	f.hitUnseen = w.static == nil && len(s.firstHits) > 0
+	if w.engine {
 		f.engine = s.engineCount()
 		if f.engine != nil {
-			f.statements = append(f.statements, count(EngineCount, f.engine.lower, f.engine.lower))
+			engine := count(EngineCount, f.engine.lower, f.engine.lower)
+			if f.firstHit {
+				executed := true
+				engine.Executed, engine.Detail = &executed, "its first-hit hook was hit, and removed itself"
+			}
+			f.statements = append(f.statements, engine)
 		}
-		f.statements = append(f.statements, atLeast(staticStatement(s, hits), w.lost))
+		if w.static == nil {
+			f.statements = append(f.statements, Statement{Witness: StaticProbe, Detail: w.staticReason})
+		} else {
+			f.statements = append(f.statements, atLeast(staticStatement(s, hits), w.lost))
+		}
 	}
 	if s.function.Hook != nil {
 		report.Callers = s.function.Hook.Callers
 	}
+	for i := range f.statements {
+		w.date(&f.statements[i])
+	}
 	report.Statements = f.statements
 	report.Verdict, report.Reason = judge(f)
 	return report, nil
+}
+
+// missesPatched is why a function that the engine had patched may have run without a mark.
+const missesPatched = "what ran while the engine had it patched left its marks in code that is gone"
+
+// date says when a witness looked.
+func (w *window) date(s *Statement) {
+	from, to := w.attached, w.read
+	switch {
+	case s.Executed == nil:
+		return
+	case s.Witness == Evidence && !w.begun.IsZero():
+		from = w.begun
+	}
+	s.From, s.To = &from, &to
+}
+
+// watchpointStatement returns what the hardware counted, false where evidence is not weak.
+func (w *window) watchpointStatement(s *subject, starts map[loader.Code]uint64) (Statement, bool) {
+	switch {
+	case w.pointed == nil:
+		return Statement{}, false
+	case w.points == nil:
+		return Statement{Witness: Watchpoint, Detail: w.pointsReason}, true
+	}
+	var total uint64
+	watched := false
+	for _, code := range s.codes {
+		if w.pointed[watchable(code.Code)] {
+			total, watched = total+starts[watchable(code.Code)], true
+		}
+	}
+	if !watched {
+		return Statement{Witness: Watchpoint, Detail: fmt.Sprintf("not watched: the hardware watches %d functions, those that resolve when the window begins", loader.MaxWatchpoints)}, true
+	}
+	statement := count(Watchpoint, total, 0)
+	statement.hooked = nil
+	if w.pointLosses.Any() {
+		statement.Detail = "a lower bound: of the starts, " + w.pointLosses.String()
+	}
+	return statement, true
 }
 
 // evidence reads the marks of the code object in place and, when it is patched, of the original,
@@ -335,22 +479,24 @@ func (w *window) evidence(f *pyframes.Function) (Statement, error) {
 		}
 	}
 	s := Statement{Witness: Evidence, Executed: &executed, Detail: detail}
-	if !executed && now.Misses != "" {
+	if !executed && f.Hook == nil && w.unpatched {
+		s.Executed, s.Detail = nil, "no mark, but "+missesPatched
+	} else if !executed && now.Misses != "" {
 		s.Executed, s.Detail = nil, "no mark, but "+now.Misses
 	}
 	return s, nil
 }
 
-func (w *window) evalLoopStatement(s *subject, starts map[uint64]uint64) Statement {
+func (w *window) evalLoopStatement(s *subject, starts map[loader.Code]uint64) Statement {
 	if w.evalLoop == nil {
 		return Statement{Witness: EvalLoop, Detail: w.evalLoopReason}
 	}
 	var total, hooked uint64
 	whole := true
 	for _, code := range s.codes {
-		total += starts[code.Addr]
+		total += starts[watchable(code.Code)]
 		if code.patched {
-			hooked += starts[code.Addr]
+			hooked += starts[watchable(code.Code)]
 			whole = whole && code.whole
 		}
 	}
@@ -359,7 +505,8 @@ func (w *window) evalLoopStatement(s *subject, starts map[uint64]uint64) Stateme
 		statement.hooked = nil
 		statement.Detail = "watched from some time after the patch"
 	}
-	return atLeast(statement, w.faults)
+	statement.exact = w.missed == 0
+	return atLeast(statement, w.missed)
 }
 
 func staticStatement(s *subject, hits map[uint64]uint64) Statement {
