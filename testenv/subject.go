@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -34,6 +36,7 @@ type subjectConfig struct {
 	args     []string
 	dir      string
 	patience time.Duration
+	spaces   uintptr
 }
 
 // A SubjectOption changes how StartSubject starts the process.
@@ -64,6 +67,12 @@ func WithAnswerTimeout(d time.Duration) SubjectOption {
 	return func(c *subjectConfig) { c.patience = d }
 }
 
+// WithNamespaces starts the process in new namespaces: flags are CLONE_NEW…, and a user namespace has this
+// test's user as root. A prefix must become the interpreter by exec. PID is that in this test's namespace.
+func WithNamespaces(flags uintptr) SubjectOption {
+	return func(c *subjectConfig) { c.spaces = flags }
+}
+
 // StartSubject starts the subject and waits until it is ready. The test's cleanup
 // ends it. With a prefix, PID is that of the Python process, not of the command.
 func StartSubject(t *testing.T, in Interpreter, opts ...SubjectOption) *Subject {
@@ -80,7 +89,14 @@ func StartSubject(t *testing.T, in Interpreter, opts ...SubjectOption) *Subject 
 	s := &Subject{t: t, lines: make(chan []byte), exited: make(chan struct{}), patience: config.patience}
 	s.cmd = exec.Command(argv[0], argv[1:]...)
 	s.cmd.Dir = config.dir
-	s.cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1")
+	if config.spaces != 0 {
+		s.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: config.spaces}
+		if config.spaces&syscall.CLONE_NEWUSER != 0 {
+			s.cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: os.Getuid(), Size: 1}}
+			s.cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
+		}
+	}
+	s.cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1", "PYTHONIOENCODING=utf-8")
 	s.cmd.Env = append(s.cmd.Env, config.env...)
 	s.cmd.Stderr = &s.stderr
 	// A grandchild may hold stderr open after the subject has gone.
@@ -143,7 +159,9 @@ func StartSubject(t *testing.T, in Interpreter, opts ...SubjectOption) *Subject 
 	if !ready.Ready {
 		t.Fatalf("subject %v did not say that it is ready", argv)
 	}
-	s.pid = ready.PID
+	if config.spaces&syscall.CLONE_NEWPID == 0 {
+		s.pid = ready.PID
+	}
 	return s
 }
 
@@ -186,7 +204,16 @@ func (s *Subject) Exec(stmt string) {
 	s.must(map[string]any{"exec": stmt})
 }
 
-// Exit makes the process exit with a status, and waits for its end.
+// MakeFunctions makes so many functions in the file and the module "made", and the list made of them.
+func (s *Subject) MakeFunctions(n int) {
+	s.t.Helper()
+	s.Exec(fmt.Sprintf(`source = "".join("def made_%%d(): pass\n" %% i for i in range(%d))
+space = {"__name__": "made"}
+exec(compile(source, "made", "exec"), space)
+made = [space["made_%%d" %% i] for i in range(%[1]d)]`, n))
+}
+
+// Exit makes the process exit with a status, waits for its end and checks that the status is its own.
 func (s *Subject) Exit(status int) {
 	s.t.Helper()
 	s.must(map[string]any{"exit": status})
@@ -194,6 +221,9 @@ func (s *Subject) Exit(status int) {
 	case <-s.exited:
 	case <-time.After(10 * time.Second):
 		s.t.Fatalf("subject %d was told to exit and still runs after 10 s", s.pid)
+	}
+	if code := s.cmd.ProcessState.ExitCode(); code != status {
+		s.t.Errorf("subject %d was told to exit with %d: %s; stderr:\n%s", s.pid, status, s.cmd.ProcessState, s.stderr.String())
 	}
 }
 

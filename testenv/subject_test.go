@@ -7,7 +7,7 @@ import (
 )
 
 func TestSubjectCallsWhatItIsAsked(t *testing.T) {
-	EachInterpreter(t, func(t *testing.T, in Interpreter) {
+	EachInterpreter(t, Every, func(t *testing.T, in Interpreter) {
 		s := StartSubject(t, in, WithEnv("SUBJECT_TEST=here"))
 		for name, want := range map[string]string{
 			"plain": "[2 2]", "generator": "[[0 1 2] [0 1 2]]", "coroutine": "[3 3]",
@@ -35,5 +35,26 @@ func TestSubjectCallsWhatItIsAsked(t *testing.T) {
 			t.Errorf("PID %d, Python says %v", s.PID(), got)
 		}
 		s.Exit(0)
+	})
+}
+
+func TestTargetCasesHoldInPython(t *testing.T) {
+	EachInterpreter(t, Every, func(t *testing.T, in Interpreter) {
+		cases := TargetCases(t, StartSubject(t, in))
+		kinds := map[string]int{}
+		seen := map[string]bool{}
+		for _, c := range cases {
+			if (c.Code == 0) == (c.Refused == "") {
+				t.Errorf("%s: %+v has no answer, or two", c.Target, c)
+			}
+			if seen[c.Target] {
+				t.Errorf("%s is there twice", c.Target)
+			}
+			seen[c.Target] = true
+			kinds[c.Refused]++
+		}
+		if len(cases) < 180 || kinds["not-imported"] == 0 || kinds["not-found"] == 0 || kinds["not-python-function"] == 0 || kinds["ambiguous"] == 0 {
+			t.Errorf("%d cases, by kind %v", len(cases), kinds)
+		}
 	})
 }

@@ -180,7 +180,10 @@ func check(during, after *report, before, restored *location) error {
 	for _, witness := range []string{"engine", "static-probe", "eval-loop"} {
 		expect(during, "while patched", witness, requests)
 	}
-	expect(after, "after the withdrawal", "engine", 0)
+	// Nothing holds the hook any more: when its memory is reused there is no counter left to read.
+	if after.says("engine") != "-" {
+		expect(after, "after the withdrawal", "engine", 0)
+	}
 	expect(after, "after the withdrawal", "static-probe", 0)
 	expect(after, "after the withdrawal", "eval-loop", requests)
 	if during.Verdict != "executed" {

@@ -55,9 +55,13 @@ async def async_generator(n):
         yield i
 
 
-def keywords(a, /, b=2, *args, c=3, **kwargs):
-    """Have parameters of each kind."""
-    return a + b + sum(args) + c + sum(kwargs.values())
+if sys.version_info >= (3, 8):
+    from shapes38 import keywords
+else:
+
+    def keywords(a, b=2, *args, c=3, **kwargs):
+        """Have parameters of each kind."""
+        return a + b + sum(args) + c + sum(kwargs.values())
 
 
 def _make_closure(one, two):
