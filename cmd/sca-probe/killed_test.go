@@ -51,9 +51,11 @@ func TestNothingIsLeftOfAnObserver(t *testing.T) {
 				if err := cmd.Start(); err != nil {
 					t.Fatalf("%v: run `make build` first", err)
 				}
-				line, err := bufio.NewReader(messages).ReadString('\n') // "watching process …"
-				if err != nil {
-					t.Fatalf("%q: %v", line, err)
+				// A command that fails says why where this one says what it watches.
+				line, err := bufio.NewReader(messages).ReadString('\n')
+				if err != nil || strings.HasPrefix(line, "sca-probe: ") {
+					_ = cmd.Process.Kill()
+					t.Fatalf("it does not watch: %q, %v, %v", line, err, cmd.Wait())
 				}
 				if n := breakpoints(t, process); n == 0 {
 					t.Error("no probe is in the process: this test shows nothing")
