@@ -47,9 +47,8 @@ func measureHitCost() (cost HitCost, err error) {
 		}
 	}()
 	// Each pass starts one code object, as a hit at a RESUME does.
-	frame := &madeFrame{}
+	frame := &probedFrame
 	frame.code = uintptr(unsafe.Pointer(&frame.made))
-	defer runtime.KeepAlive(frame)
 	at := evalloop.Location{Base: frameRegister, Add: int32(unsafe.Offsetof(frame.instr))}
 	table := &evalloop.Table{FrameCode: uint32(unsafe.Offsetof(frame.code)), LocationBits: 3}
 	branch, ordinary := probedAddresses()
@@ -90,6 +89,9 @@ type madeFrame struct {
 		firstLine uint32
 	}
 }
+
+// probedFrame is in the program's data, as the kernel is told its address: Go moves what is on a stack.
+var probedFrame madeFrame
 
 // frameRegister is the register that holds the frame (r8) in hitcost_amd64.s.
 const frameRegister = 8
