@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -77,7 +78,10 @@ func haveProcessEvents() error {
 
 // haveBreakpoints watches a byte of this program.
 func haveBreakpoints() error {
+	var pinned runtime.Pinner // the kernel is told its address, and Go moves what is on a stack
 	watched := new(uint64)
+	pinned.Pin(watched)
+	defer pinned.Unpin()
 	attr := unix.PerfEventAttr{
 		Type: unix.PERF_TYPE_BREAKPOINT, Size: uint32(unsafe.Sizeof(unix.PerfEventAttr{})),
 		Bp_type: 3, Ext1: uint64(uintptr(unsafe.Pointer(watched))), Ext2: 1, // HW_BREAKPOINT_RW, a byte

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -54,6 +55,9 @@ const (
 // with ENOTTY.
 func scanPages(pagemap *os.File, mapping span, f func(span) error) error {
 	regions := make([]pageRegion, 512)
+	var pinned runtime.Pinner // the kernel is told its address, and Go moves what is on a stack
+	pinned.Pin(&regions[0])
+	defer pinned.Unpin()
 	for at := mapping.start; at < mapping.end; {
 		arg := pageScan{
 			size: uint64(unsafe.Sizeof(pageScan{})), start: at, end: mapping.end,
