@@ -160,6 +160,9 @@ struct sca_host {
 	void (*ready)(void);
 	/* Why the engine cannot run here; nothing else is called after it. */
 	void (*refuse)(const char *reason);
+	/* Why the engine cannot go on. Called by the Go runtime itself, on a thread that it cannot do
+	 * without: returns never. */
+	void (*halt)(const char *reason);
 
 	void (*read)(struct sca_reading *readings, size_t count);
 	void (*release)(struct sca_reading *readings, size_t count);

@@ -21,6 +21,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/sirupsen/logrus"
 
@@ -32,6 +33,11 @@ import (
 // logLevelVariable names the environment variable that sets the engine's log level.
 const logLevelVariable = "SCA_PROBE_LOG_LEVEL"
 
+// runtimeHalt is what the runtime calls where it can no longer run (scripts/go-overlay).
+//
+//go:linkname runtimeHalt runtime.scaHalt
+var runtimeHalt unsafe.Pointer
+
 // scaReconcile follows Remote Configuration until the interpreter goes away. The extension calls it
 // once, on a thread of its own.
 //
@@ -40,6 +46,7 @@ func scaReconcile(host *C.struct_sca_host) {
 	// The application's processors and memory are the application's.
 	runtime.GOMAXPROCS(1)
 	debug.SetGCPercent(50)
+	runtimeHalt = unsafe.Pointer(host.halt)
 	in := interpreter{host: host}
 	in.loaded()
 	version := bytecode.Version{Major: int(host.major), Minor: int(host.minor)}

@@ -34,11 +34,12 @@ const (
 	EngineRunning
 	EngineRefused
 	EngineStopped
+	EngineHalted // it ran, and cannot go on; its patches stay as they are
 )
 
-var engineStates = []string{"off", "starting", "running", "refused", "stopped"}
+var engineStates = []string{"off", "starting", "running", "refused", "stopped", "halted"}
 
-// String returns "off", "starting", "running", "refused" or "stopped".
+// String returns "off", "starting", "running", "refused", "stopped" or "halted".
 func (s EngineState) String() string {
 	if int(s) < len(engineStates) {
 		return engineStates[s]

@@ -155,7 +155,8 @@ def targets():
     Each has target, state ("pending", "unresolved", "patched", "hit", "reverted"), reason (why it is
     unresolved or pending), mode, hits (the starts of the function while it was patched, in this
     process) and callers (the first ones, as dicts with path, line and symbol). Raises TimeoutError when
-    the engine, which answers from its own thread, has not done so within 10 seconds.
+    the engine, which answers from its own thread, has not done so within 10 seconds, and RuntimeError
+    when it has halted; hooks() counts on.
     """
     import json
 
@@ -176,6 +177,7 @@ def targets():
 def stats():
     """What the engine does in this process, as a dict of numbers.
 
-    The first is no number: engine is "off", "starting", "running", "refused" or "stopped".
+    The first two are no numbers: engine is "off", "starting", "running", "refused", "stopped" or "halted"
+    (it ran, and cannot go on), and reason says why it is refused or halted, "" when it is neither.
     """
-    return _loaded.numbers() if _loaded else {"engine": "off"}
+    return _loaded.numbers() if _loaded else {"engine": "off", "reason": ""}

@@ -1,15 +1,19 @@
 """Close every descriptor while the engine runs: what is the program's closes, and nothing else.
 
-With "shared", under a sandbox that refuses the engine a table of descriptors of its own.
+With "shared", under a sandbox that refuses the engine a table of descriptors of its own. It halts then, and
+says so to this program and to the observer.
 """
 
 import ctypes
+import json
 import os
+import select
+import socket
 import struct
+import subprocess
 import sys
-import time
 
-from common import await_patched, check, configure, make_functions, sca_probe, states
+from common import await_patched, check, configure, make_functions, sca_probe, states, wait
 
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 CLOSE_RANGE, UNSHARE = 436, 272  # x86-64
@@ -41,7 +45,8 @@ def descriptors():
     return listed
 
 
-shared = sys.argv[1:] == ["shared"]
+table, observer = sys.argv[1:]
+shared = table == "shared"
 if shared:
     refuse_own_descriptors()
 functions = make_functions("functions", 2)
@@ -57,7 +62,31 @@ os.closerange(write_end, 1000)
 os.set_blocking(read_end, False)
 check(os.read(read_end, 1) == b"", "the pipe is open still")
 if shared:
-    time.sleep(2.5)  # the engine looks at Remote Configuration's file every second
+    reuse = [select.epoll() for _ in range(8)]  # by the numbers that the engine's had
+    busy, peer = socket.socketpair()
+    for epoll in reuse:
+        epoll.register(busy, select.EPOLLOUT)
+    wait(lambda: sca_probe.stats()["engine"] == "halted", "the engine has halted")
+    check("descriptors" in sca_probe.stats()["reason"], sca_probe.stats())
+    check(not select.select([peer], [], [], 0)[0], "the engine wrote to the program's socket")
+    try:
+        check(False, "a halted engine answers", sca_probe.targets())
+    except RuntimeError as error:
+        check(str(error) == sca_probe.stats()["reason"], error)
+    check(not sca_probe.start(), "a halted engine starts")
+    functions.f0()
+    (hook,) = sca_probe.hooks()
+    check(hook.hits == 1, hook.hits)
+    child = os.fork()
+    if child == 0:
+        wait(lambda: sca_probe.stats()["engine"] == "running", "a child has an engine")
+        check(sca_probe.stats()["reason"] == "", sca_probe.stats())
+        await_patched(1)
+        os._exit(0)
+    check(os.waitpid(child, 0)[1] == 0, "the child failed")
+    processes = json.loads(subprocess.check_output([observer, "ps", "--json"]))
+    (seen,) = (p["engine"] for p in processes if p["pid"] == os.getpid())
+    check(seen["state"] == "halted", seen)
 else:
     configure("functions:f0", "functions:f1")
     await_patched(2)

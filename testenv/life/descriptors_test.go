@@ -1,6 +1,7 @@
 package life
 
 import (
+	"strings"
 	"testing"
 
 	"sca-probe/testenv"
@@ -11,7 +12,15 @@ func TestDescriptorsAreTheProgramsOwn(t *testing.T) {
 	for _, table := range []string{"own", "shared"} {
 		t.Run(table, func(t *testing.T) {
 			testenv.EachInterpreter(t, testenv.OnePerVersion(testenv.Engine), func(t *testing.T, in testenv.Interpreter) {
-				program{name: "descriptors.py", args: []string{table}}.succeed(t, in, nil)
+				p := program{name: "descriptors.py", args: []string{table, testenv.ProbePath(t)}}
+				said := p.succeed(t, in, nil).Stderr
+				want := 0
+				if table == "shared" {
+					want = 1
+				}
+				if got := strings.Count(said, "halted"); got != want {
+					t.Errorf("it should say %d times that it has halted: %q", want, said)
+				}
 			})
 		})
 	}

@@ -74,7 +74,7 @@ func (p program) run(t *testing.T, in testenv.Interpreter) outcome {
 }
 
 // succeed runs a program that checks itself, and reads what it measured, if it says so, into result.
-func (p program) succeed(t *testing.T, in testenv.Interpreter, result any) {
+func (p program) succeed(t *testing.T, in testenv.Interpreter, result any) outcome {
 	t.Helper()
 	p.env = append(p.env, testenv.Gates...)
 	o := p.run(t, in)
@@ -82,11 +82,12 @@ func (p program) succeed(t *testing.T, in testenv.Interpreter, result any) {
 		t.Fatalf("%s %v: exit code %d, signal %v\nstdout: %s\nstderr: %s", p.name, p.args, o.Code, o.Signal, o.Stdout, o.Stderr)
 	}
 	if result == nil {
-		return
+		return o
 	}
 	if err := json.Unmarshal([]byte(o.Stdout), result); err != nil {
 		t.Fatalf("%s %v: %v in %q", p.name, p.args, err, o.Stdout)
 	}
+	return o
 }
 
 // all reports whether `make test-all` runs.

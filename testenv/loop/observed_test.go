@@ -121,8 +121,8 @@ func TestObserverReadsTheEnginesState(t *testing.T) {
 				t.Errorf("%s is %d, the engine says %v", name, got, want)
 			}
 		}
-		if len(inside) != len(e.Numbers)+2 { // and its state, and forks
-			t.Errorf("%d numbers read, the engine has %d", len(e.Numbers), len(inside)-2)
+		if len(inside) != len(e.Numbers)+3 { // and its state, the reason, and forks
+			t.Errorf("%d numbers read, the engine has %d", len(e.Numbers), len(inside)-3)
 		}
 		list, _, err := observer.Processes(context.Background(), nil)
 		if err != nil {

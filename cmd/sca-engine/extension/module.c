@@ -10,6 +10,15 @@
 
 #include <stdlib.h>
 
+static PyObject *raise_reason(void)
+{
+	char reason[SCA_REASON_SIZE];
+
+	sca_runtime_reason(reason);
+	PyErr_SetString(PyExc_RuntimeError, reason);
+	return NULL;
+}
+
 static PyObject *engine_start(PyObject *self, PyObject *args)
 {
 	const char *source;
@@ -27,10 +36,8 @@ static PyObject *engine_start(PyObject *self, PyObject *args)
 	}
 	if (sca_runtime_start(source, major, minor, magic) < 0)
 		return NULL;
-	if (sca_engine.state == SCA_ENGINE_REFUSED) {
-		PyErr_SetString(PyExc_RuntimeError, sca_runtime_refusal());
-		return NULL;
-	}
+	if (sca_engine.state == SCA_ENGINE_REFUSED || sca_engine.state == SCA_ENGINE_HALTED)
+		return raise_reason();
 	Py_IncRef(Py_None);
 	return Py_None;
 }
@@ -60,6 +67,10 @@ static PyObject *engine_targets(PyObject *self, PyObject *unused)
 	if (sca_engine.state == SCA_ENGINE_OFF)
 		return PyUnicode_FromString("[]");
 	json = sca_event_ask();
+	if (sca_engine.state == SCA_ENGINE_HALTED) {
+		free(json);
+		return raise_reason();
+	}
 	if (!json) {
 		PyErr_SetString(
 			PyExc_TimeoutError,
@@ -74,12 +85,14 @@ static PyObject *engine_targets(PyObject *self, PyObject *unused)
 
 static PyObject *engine_numbers(PyObject *self, PyObject *unused)
 {
-	PyObject *numbers = Py_BuildValue("{s:s,s:I}", "engine",
-					  sca_engine_states[sca_engine.state], "forks",
-					  sca_engine.forks);
+	char reason[SCA_REASON_SIZE];
+	PyObject *numbers;
 	int i;
 
 	(void)self, (void)unused;
+	sca_runtime_reason(reason);
+	numbers = Py_BuildValue("{s:s,s:s,s:I}", "engine", sca_engine_states[sca_engine.state],
+				"reason", reason, "forks", sca_engine.forks);
 	for (i = 0; numbers && i < SCA_NUMBERS; i++) {
 		PyObject *number = PyLong_FromUnsignedLongLong(
 			__atomic_load_n(&sca_engine.numbers[i], __ATOMIC_RELAXED));

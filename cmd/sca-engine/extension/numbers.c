@@ -30,5 +30,5 @@ const char *const sca_number_names[SCA_NUMBERS] = {
 const char *const sca_engine_states[] = {
 	[SCA_ENGINE_OFF] = "off",         [SCA_ENGINE_STARTING] = "starting",
 	[SCA_ENGINE_RUNNING] = "running", [SCA_ENGINE_REFUSED] = "refused",
-	[SCA_ENGINE_STOPPED] = "stopped",
+	[SCA_ENGINE_STOPPED] = "stopped", [SCA_ENGINE_HALTED] = "halted",
 };

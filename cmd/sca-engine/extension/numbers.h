@@ -14,6 +14,7 @@ enum sca_engine_state {
 	SCA_ENGINE_RUNNING,
 	SCA_ENGINE_REFUSED,
 	SCA_ENGINE_STOPPED,
+	SCA_ENGINE_HALTED, /* it ran, and cannot go on: its patches stay as they are */
 };
 
 /* The symbol sca_engine of the engine's file. The observer reads it: a change needs a new ABI. */

@@ -49,7 +49,7 @@ static void *reconciler; /* of this process */
 static pthread_mutex_t lock; /* guards what follows */
 static pthread_cond_t changed;
 static int ready;
-static char refusal[SCA_REASON_SIZE];
+static char reason_not_running[SCA_REASON_SIZE];
 
 static struct sca_host host;
 
@@ -73,20 +73,49 @@ static void host_ready(void)
 	pthread_mutex_unlock(&lock);
 }
 
-static void host_refuse(const char *reason)
+/* Returns 0 when the engine had ended before. */
+static int end(enum sca_engine_state state, const char *reason)
 {
-	set_state(SCA_ENGINE_REFUSED);
-	sca_events_end();
+	int first;
+
 	pthread_mutex_lock(&lock);
-	snprintf(refusal, sizeof(refusal), "%s", reason);
-	ready = 1;
-	pthread_cond_broadcast(&changed);
+	first = sca_engine.state == SCA_ENGINE_STARTING || sca_engine.state == SCA_ENGINE_RUNNING;
+	if (first) {
+		snprintf(reason_not_running, sizeof(reason_not_running), "%s", reason);
+		set_state(state);
+		ready = 1;
+		pthread_cond_broadcast(&changed);
+	}
 	pthread_mutex_unlock(&lock);
+	if (first)
+		sca_events_end();
+	return first;
 }
 
-const char *sca_runtime_refusal(void)
+static void host_refuse(const char *reason)
 {
-	return refusal;
+	end(SCA_ENGINE_REFUSED, reason);
+}
+
+static void host_halt(const char *reason)
+{
+	char line[SCA_REASON_SIZE + 128];
+
+	if (end(SCA_ENGINE_HALTED, reason)) {
+		snprintf(line, sizeof(line),
+			 "sca-probe engine: process %d: halted, patches stay as they are: %s\n",
+			 (int)getpid(), reason);
+		sca_host_log(line, strlen(line));
+	}
+	for (;;)
+		pause();
+}
+
+void sca_runtime_reason(char reason[SCA_REASON_SIZE])
+{
+	pthread_mutex_lock(&lock);
+	memcpy(reason, reason_not_running, SCA_REASON_SIZE);
+	pthread_mutex_unlock(&lock);
 }
 
 static int write_all(int fd)
@@ -284,8 +313,10 @@ static void after_fork_in_child(void)
 	sca_engine.forks++;
 	for (number = SCA_N_UPDATES; number < SCA_NUMBERS; number++)
 		sca_engine.numbers[number] = 0;
-	if (sca_engine.state == SCA_ENGINE_RUNNING || sca_engine.state == SCA_ENGINE_STARTING)
+	if (sca_engine.state == SCA_ENGINE_RUNNING || sca_engine.state == SCA_ENGINE_HALTED) {
+		reason_not_running[0] = 0;
 		set_state(SCA_ENGINE_STARTING);
+	}
 	child_without_thread = 1;
 	/* os.fork() tells Python of the child, a fork() in C does not: uWSGI forks its workers so. Python then
 	 * starts the thread when it next runs a bytecode; in a child that execs, never. */
@@ -317,6 +348,7 @@ int sca_runtime_start(const char *source, int major, int minor, int magic)
 		.loaded = host_loaded,
 		.ready = host_ready,
 		.refuse = host_refuse,
+		.halt = host_halt,
 		.read = sca_host_read,
 		.release = sca_host_release,
 		.swap = sca_host_swap,

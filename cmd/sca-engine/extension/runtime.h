@@ -17,7 +17,7 @@ void sca_runtime_stop(void);
 /* With the GIL, in a forked child where Python runs on: starts the child's own thread, once. */
 void sca_runtime_child(void);
 
-/* Why the engine was refused, "" when it was not. */
-const char *sca_runtime_refusal(void);
+/* Copies why the engine was refused or halted, "" when it was not. */
+void sca_runtime_reason(char reason[SCA_REASON_SIZE]);
 
 #endif
