@@ -22,6 +22,7 @@ func TestMain(m *testing.M) {
 
 // TestScripts runs the commands as a user would, wrong arguments and missing permissions included.
 func TestScripts(t *testing.T) {
+	testenv.MayFollow(t)
 	python, library := sharedBuild(t)
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "script"),

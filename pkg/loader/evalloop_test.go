@@ -329,6 +329,7 @@ func TestEvalLoopCounterCountsLosses(t *testing.T) {
 
 // TestEvalLoopCounterLeavesNothing looks at the process's code: a uprobe is a breakpoint in it.
 func TestEvalLoopCounterLeavesNothing(t *testing.T) {
+	testenv.NobodyFollows(t)
 	testenv.EachInterpreter(t, testenv.Observer, func(t *testing.T, in testenv.Interpreter) {
 		p := startProbed(t, in)
 		before := codeAt(t, p.PID(), p.binary, p.table)

@@ -16,6 +16,7 @@ import (
 // follow follows one subject until the test ends.
 func follow(t *testing.T, p *probed, options FollowOptions) *Follower {
 	t.Helper()
+	testenv.MayFollow(t)
 	f, err := NewFollower(options)
 	if err != nil {
 		t.Fatal(err)
@@ -126,6 +127,7 @@ func TestFollower(t *testing.T) {
 			}
 		})
 		t.Run("every process", func(t *testing.T) {
+			testenv.MayFollow(t)
 			one := startProbed(t, in)
 			f, err := NewFollower(FollowOptions{})
 			if err != nil {

@@ -26,6 +26,7 @@ type following struct {
 
 func follow(t testing.TB, options observer.FollowOptions) *following {
 	t.Helper()
+	testenv.MayFollow(t)
 	f := &following{ended: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
 	attached := make(chan struct{})
