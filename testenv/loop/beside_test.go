@@ -24,7 +24,7 @@ func underDdtrace(t *testing.T, f func(t *testing.T, in testenv.Interpreter)) {
 		name := fmt.Sprintf("3.%d", minor)
 		t.Run(name, func(t *testing.T) {
 			f(t, testenv.Interpreter{Name: name, Major: 3, Minor: minor,
-				Path: filepath.Join(testenv.Ddtrace(t, name, testenv.NewestDdtrace), "bin", "python")})
+				Path: filepath.Join(testenv.DdtraceRelease{Python: name, Ddtrace: testenv.NewestDdtrace}.Environment(t), "bin", "python")})
 		})
 	}
 }

@@ -65,7 +65,7 @@ func (p *program) untilClient(server *rcserver.Server, what string, holds func(r
 // TestAppSecOfEachLine has AppSec's configurations and ours arrive by one client of each line of ddtrace, each told of to
 // the Agent by itself.
 func TestAppSecOfEachLine(t *testing.T) {
-	eachRelease(t, func(t *testing.T, r release) {
+	testenv.EachDdtraceRelease(t, func(t *testing.T, r release) {
 		p, server := startBesideAppSec(t, r, testenv.Gates...)
 		set(t, server, configuration, ours)
 		set(t, server, asmData, blocked)
@@ -88,7 +88,7 @@ func TestAppSecOfEachLine(t *testing.T) {
 
 // TestOneClickOfEachLine has Remote Configuration switch AppSec on, off and on again in each line of ddtrace.
 func TestOneClickOfEachLine(t *testing.T) {
-	eachRelease(t, func(t *testing.T, r release) {
+	testenv.EachDdtraceRelease(t, func(t *testing.T, r release) {
 		p, server := startBesideAppSec(t, r, testenv.Gates[0], testenv.Gates[2])
 		set(t, server, configuration, ours)
 		p.untilClient(server, "asks for our product", func(c rcserver.Client) bool {

@@ -29,7 +29,7 @@ assert not [m for m in sys.modules if m.startswith("sca_probe")]
 // BenchmarkClosedGate reports what the wheel costs the start of an interpreter where the engine is off.
 func BenchmarkClosedGate(b *testing.B) {
 	for b.Loop() {
-		python := filepath.Join(prepared(b, newest), "bin", "python")
+		python := filepath.Join(newest.Environment(b), "bin", "python")
 		output, err := exec.Command(python, "-c", timesOfClosedGate, filepath.Join(testenv.Root(), "python", "sca_probe.pth")).Output()
 		if err != nil {
 			b.Fatal(err)

@@ -82,7 +82,7 @@ func combinations(f func(detection, appsec, sca string, env []string)) {
 }
 
 func TestGateBesideDdtrace(t *testing.T) {
-	eachRelease(t, func(t *testing.T, r release) {
+	testenv.EachDdtraceRelease(t, func(t *testing.T, r release) {
 		if r != newest && os.Getenv("SCA_PROBE_TEST_ALL") == "" {
 			t.Skip("`make test-all` covers this")
 		}

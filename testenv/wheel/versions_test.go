@@ -29,7 +29,7 @@ var threeWays = []way{
 // TestEachLine has each line of ddtrace, started in each way, deliver a configuration that was there before the start,
 // report a hit, withdraw the configuration, and deliver one that comes later.
 func TestEachLine(t *testing.T) {
-	eachRelease(t, func(t *testing.T, r release) {
+	testenv.EachDdtraceRelease(t, func(t *testing.T, r release) {
 		for _, way := range threeWays {
 			t.Run(way.name, func(t *testing.T) {
 				agent := testenv.StartTestAgent(t)
@@ -48,7 +48,7 @@ func TestEachLine(t *testing.T) {
 
 				// 2.x and 3.x have no report of reachability: there a hit is a metric.
 				want := `"metric":"sca_probe.hits"`
-				if r.line() == "4" {
+				if r.Line() == "4" {
 					want = `{\"id\":\"GHSA-of-this-test\",\"reached\":[{\"path\":`
 				}
 				p.awaitTelemetry(agent, want)
@@ -124,7 +124,7 @@ func TestOlderDdtrace(t *testing.T) {
 		mustStayOff(t, e, []string{e.bin("ddtrace-run")}, why)
 	})
 	t.Run("sca-probe run", func(t *testing.T) {
-		e := environment{prepared(t, unknown)}
+		e := environment{unknown.Environment(t)}
 		mustStayOff(t, e, []string{testenv.ProbePath(t), "run", "--", e.bin("ddtrace-run")}, why)
 	})
 }

@@ -23,45 +23,12 @@ import (
 	"sca-probe/testenv"
 )
 
-// A release is one of ddtrace, on one CPython. scripts/ddtrace installs each.
-type release struct {
-	python, ddtrace string
-	long            bool // installed and covered by `make test-all` only
-}
+type release = testenv.DdtraceRelease
 
-// releases are the newest of each line that the integration knows, on one CPython, and for `make test-all`
-// on the oldest and the newest that it and the engine support.
-var releases = []release{
-	{"3.12", testenv.NewestDdtrace, false},
-	{"3.12", "3.19.9", false},
-	{"3.12", "2.21.12", false},
-	{"3.9", testenv.NewestDdtrace, true},
-	{"3.14", testenv.NewestDdtrace, true},
-	{"3.8", "3.19.9", true},
-	{"3.14", "3.19.9", true},
-	{"3.8", "2.21.12", true},
-	{"3.13", "2.21.12", true},
-}
-
-var newest = releases[0]
+var newest = testenv.DdtraceReleases[0]
 
 // unknown is the last release of the line before those that the integration knows.
-var unknown = release{python: "3.11", ddtrace: "1.20.19"}
-
-func (r release) String() string { return r.python + "-" + r.ddtrace }
-
-// line is the major version of ddtrace.
-func (r release) line() string { return r.ddtrace[:1] }
-
-// eachRelease runs f as a subtest for every release that this run covers.
-func eachRelease(t *testing.T, f func(t *testing.T, r release)) {
-	t.Helper()
-	for _, r := range releases {
-		if !r.long || os.Getenv("SCA_PROBE_TEST_ALL") != "" {
-			t.Run(r.String(), func(t *testing.T) { f(t, r) })
-		}
-	}
-}
+var unknown = release{Python: "3.11", Ddtrace: "1.20.19"}
 
 // An environment is a virtual environment of a test's own.
 type environment struct{ dir string }
@@ -96,22 +63,16 @@ func (e environment) run(t *testing.T, name string, args ...string) string {
 func (e environment) pip(t *testing.T, args ...string) {
 	t.Helper()
 	args = append([]string{"--python", e.bin("python"), "--disable-pip-version-check", "--no-input"}, args...)
-	pip := exec.Command(filepath.Join(prepared(t, newest), "bin", "pip"), args...)
+	pip := exec.Command(filepath.Join(newest.Environment(t), "bin", "pip"), args...)
 	if output, err := pip.CombinedOutput(); err != nil {
 		t.Fatalf("pip %v: %v\n%s", args, err, output)
 	}
 }
 
-// prepared returns the virtual environment that scripts/ddtrace made for a release.
-func prepared(t testing.TB, r release) string {
-	t.Helper()
-	return testenv.Ddtrace(t, r.python, r.ddtrace)
-}
-
 // beside copies the environment of a release, as it is before the wheel is installed.
 func beside(t *testing.T, r release, dir string) environment {
 	t.Helper()
-	from := prepared(t, r)
+	from := r.Environment(t)
 	if output, err := exec.Command("cp", "-a", from, dir).CombinedOutput(); err != nil {
 		t.Fatalf("copying %s: %v: %s", from, err, output)
 	}
@@ -138,7 +99,7 @@ func beside(t *testing.T, r release, dir string) environment {
 func without(t *testing.T) environment {
 	t.Helper()
 	e := environment{filepath.Join(t.TempDir(), "venv")}
-	python := filepath.Join(prepared(t, newest), "bin", "python")
+	python := filepath.Join(newest.Environment(t), "bin", "python")
 	if output, err := exec.Command(python, "-m", "venv", "--without-pip", e.dir).CombinedOutput(); err != nil {
 		t.Fatalf("making a virtual environment: %v: %s", err, output)
 	}
@@ -196,7 +157,7 @@ func withWheel(t *testing.T, r release) environment {
 }
 
 // withoutWheel returns the environment of a release as it is.
-func withoutWheel(t *testing.T, r release) environment { return environment{prepared(t, r)} }
+func withoutWheel(t *testing.T, r release) environment { return environment{r.Environment(t)} }
 
 // contents is what lies in a folder: the hash of each file by its path, and "folder" for a folder.
 func contents(t *testing.T, dir string) map[string]string {
@@ -275,7 +236,7 @@ print(getattr(ddtrace.appsec.sca, "__file__", None))
 
 // TestWheelBesideDdtrace installs the wheel beside each line of ddtrace and takes it away again.
 func TestWheelBesideDdtrace(t *testing.T) {
-	eachRelease(t, func(t *testing.T, r release) {
+	testenv.EachDdtraceRelease(t, func(t *testing.T, r release) {
 		e := beside(t, r, filepath.Join(t.TempDir(), "venv"))
 		packages := e.packages(t)
 		before, ddtrace := contents(t, packages), record(t, packages, "ddtrace")
@@ -313,7 +274,7 @@ func TestWheelBesideDdtrace(t *testing.T) {
 
 		init := strings.TrimSpace(e.run(t, "python", append([]string{"-c", imported, packages}, modules...)...))
 		want := "None" // a namespace package: ddtrace has none of that name
-		if r.line() == "4" {
+		if r.Line() == "4" {
 			want = filepath.Join(packages, "ddtrace", "appsec", "sca", "__init__.py")
 			e.run(t, "python", "-c", "from ddtrace.appsec.sca import _cve_loader, _instrumenter, _registry, _resolver, _types")
 		}
@@ -336,9 +297,9 @@ func TestUpgradeOfDdtrace(t *testing.T) {
 	if os.Getenv("SCA_PROBE_TEST_ALL") == "" {
 		t.Skip("pip fetches a release: `make test-all` covers this")
 	}
-	e := beside(t, releases[1], filepath.Join(t.TempDir(), "venv"))
+	e := beside(t, testenv.DdtraceReleases[1], filepath.Join(t.TempDir(), "venv"))
 	e.install(t)
-	e.pip(t, "install", "--quiet", "--no-deps", "--only-binary=:all:", "ddtrace=="+newest.ddtrace)
+	e.pip(t, "install", "--quiet", "--no-deps", "--only-binary=:all:", "ddtrace=="+newest.Ddtrace)
 	packages := e.packages(t)
 	init := strings.TrimSpace(e.run(t, "python", append([]string{"-c", imported, packages}, modules...)...))
 	if want := filepath.Join(packages, "ddtrace", "appsec", "sca", "__init__.py"); init != want {
