@@ -55,12 +55,13 @@ func (im *image) check(v Version) error {
 		}
 		return fmt.Errorf("%w: %s", ErrUnsupportedBuild, sentence)
 	}
-	if err := im.checkTypes(); err != nil {
-		return mismatch("a built-in type", err)
-	}
+	// First, as before there is one the types may not have been relocated by the dynamic linker.
 	states, err := im.mainFirst()
 	if err != nil {
 		return mismatch("the list of interpreters", err)
+	}
+	if err := im.checkTypes(); err != nil {
+		return mismatch("a built-in type", err)
 	}
 	modules, err := im.modules(states[0])
 	if err != nil {
@@ -137,8 +138,11 @@ const (
 // of them.
 func (im *image) checkFunction(namespace uint64) error {
 	function, err := im.lookup(namespace, bootstrapFunction)
-	if err != nil || function == 0 {
-		return errors.Join(fmt.Errorf("%w: no %s", ErrCorrupt, bootstrapFunction), err)
+	if err != nil {
+		return err
+	}
+	if function == 0 { // the module is in sys.modules before its code has run
+		return ErrNotReady
 	}
 	if err := im.mustBe(function, "PyFunction_Type"); err != nil {
 		return err

@@ -147,6 +147,11 @@ func (im *image) items(dict uint64, f func(key, valueAt uint64) (bool, error)) e
 	if err != nil {
 		return err
 	}
+	// A dict that is being resized may have its new keys before they have its entries (dictresize in
+	// Objects/dictobject.c): it would pass for an empty one.
+	if before.used > before.table.entries {
+		return fmt.Errorf("dict at %#x: %w", dict, ErrTorn)
+	}
 	values := uint64(0)
 	switch {
 	case before.values != 0:

@@ -19,7 +19,7 @@ var (
 	// that this package does not know.
 	ErrUnsupportedBuild = errors.New("unsupported CPython build")
 	// ErrNotReady says that the interpreter is still starting or already finalizing:
-	// its sys.modules is not there. Ask again.
+	// its sys.modules, or what is in it from the start, is not there. Ask again.
 	ErrNotReady = errors.New("the interpreter has no sys.modules yet, or no longer")
 	// ErrTorn says that the process changed what was read, while it was read, each
 	// time. Ask again.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -94,6 +95,12 @@ func (p *Process) use(b mappedBuild) error {
 		im.addr[name] = addr + p.bias
 	}
 	im.listHead = im.addr[p.in.Version.listHead()]
+	// The dynamic linker maps the whole file first, and then the data of it where they belong.
+	if !slices.ContainsFunc(b.maps, func(m *procfs.ProcMap) bool {
+		return m.Perms.Write && uint64(m.StartAddr) <= im.addr["PyType_Type"] && im.addr["PyType_Type"] < uint64(m.EndAddr)
+	}) {
+		return ErrNotReady
+	}
 	// The file said the version; the process must agree, or the bias is wrong. Older
 	// versions are checked by sys.hexversion.
 	if at := im.addr["Py_Version"]; at != 0 {
@@ -110,13 +117,12 @@ func (p *Process) use(b mappedBuild) error {
 	if im.layout, err = layoutOf(im.mem, p.in.Version, im.listHead); err != nil {
 		return err
 	}
-	for range retries {
+	err = again(func() (final bool, err error) {
 		view := im
 		view.mem = newPageCache(im.mem)
-		if err = view.check(p.in.Version); !errors.Is(err, ErrTorn) {
-			break
-		}
-	}
+		err = view.check(p.in.Version)
+		return !errors.Is(err, ErrTorn), err
+	})
 	if err == nil {
 		p.image = im
 	}

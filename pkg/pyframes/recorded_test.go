@@ -190,6 +190,38 @@ func TestRecorded(t *testing.T) {
 	}
 }
 
+// TestADictThatIsResized has sys.modules as it is in the middle of being resized: its new keys have no entries
+// yet. That a module is not in it is then no answer.
+func TestADictThatIsResized(t *testing.T) {
+	for version := range layouts {
+		minor := version[1]
+		t.Run(fmt.Sprintf("3.%d", minor), func(t *testing.T) {
+			rec := readRecording(t, recordedPath(minor))
+			im, err := rec.image(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			states, err := im.mainFirst()
+			if err != nil {
+				t.Fatal(err)
+			}
+			modules, err := im.modules(states[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			keys, err := im.word(modules, im.layout.dictKeys)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := keys + im.layout.keys.entries
+			copy(rec.Lines[at&^(lineSize-1)][at%lineSize:], make([]byte, 8))
+			if f, err := im.resolve(rc.Target{Module: "shapes", QualName: "plain"}); !errors.Is(err, ErrTorn) {
+				t.Errorf("the answer is %+v, %v; want %v", f, err, ErrTorn)
+			}
+		})
+	}
+}
+
 func recordProcess(t *testing.T, in testenv.Interpreter) *recording {
 	t.Helper()
 	// Memory holds paths and the environment: here those of any machine.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"strings"
+	"time"
 
 	"sca-probe/pkg/rc"
 )
@@ -23,9 +24,6 @@ type Function struct {
 
 // maxWrappers bounds the chain of decorators that is followed to a function.
 const maxWrappers = 32
-
-// retries of an answer that the process changed under the reader's eyes.
-const retries = 5
 
 // Resolve finds the function that a target names in the process now. Names are looked up as
 // inspect.getattr_static does, running nothing: in modules, classes with their bases and
@@ -428,19 +426,39 @@ func (im *image) unwrap(object uint64) (uint64, string, error) {
 // answer runs f on a fresh view of the process, again when the process changed what was
 // read, and lets nothing pass that was read from anything but the interpreter opened.
 func (p *Process) answer(f func(*image) error) error {
-	var err error
-	for range retries {
+	return again(func() (final bool, err error) {
 		view := p.image
 		view.mem = newPageCache(p.image.mem)
 		err = f(&view)
 		if gone := p.Gone(); gone != nil {
-			return gone
+			return true, gone
 		}
 		var unresolved *UnresolvedError
-		if err == nil || errors.As(err, &unresolved) || errors.Is(err, ErrPermission) || errors.Is(err, ErrAmbiguousEvidence) {
-			break
-		}
 		// Garbage is most often an object that was freed in between.
+		return errors.As(err, &unresolved) || errors.Is(err, ErrPermission) || errors.Is(err, ErrAmbiguousEvidence) || errors.Is(err, ErrNotReady), err
+	})
+}
+
+// An answer that the process changed under the reader's eyes is tried again, a few times at once and then with
+// pauses, each twice the one before: a process that has lost its CPU in the middle of a change stays there until
+// it is given one again. The pauses are short, as whoever follows many processes cannot wait long for one.
+const (
+	tries      = 10
+	quickTries = 5
+	firstPause = time.Millisecond
+)
+
+// again tries until there is no error, or one that is final.
+func again(try func() (final bool, err error)) error {
+	pause := firstPause
+	for i := 1; ; i++ {
+		final, err := try()
+		if final || err == nil || i == tries {
+			return err
+		}
+		if i >= quickTries {
+			time.Sleep(pause)
+			pause *= 2
+		}
 	}
-	return err
 }

@@ -83,8 +83,8 @@ func (im *image) searchPath() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if path.object == 0 {
-		return nil, fmt.Errorf("%w: sys has no path", ErrCorrupt)
+	if path.object == 0 { // it is set after the module is in sys.modules
+		return nil, ErrNotReady
 	}
 	if what, err := im.typeNameOf(path.object); err != nil || what != "list" {
 		return nil, errors.Join(fmt.Errorf("%w: sys.path is of type %s", ErrCorrupt, what), err)
