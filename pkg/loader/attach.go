@@ -1,10 +1,13 @@
 package loader
 
 import (
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // A probe is one place in a file.
@@ -55,7 +58,11 @@ func (c *collection) attachOne(executable *link.Executable, path string, pid int
 			options.RefCtrOffsets = append(options.RefCtrOffsets, p.semaphore)
 			options.Cookies = append(options.Cookies, uint64(first+i))
 		}
-		l, err := executable.UprobeMulti(nil, program, options)
+		var l link.Link
+		err := undisturbed(func() (err error) {
+			l, err = executable.UprobeMulti(nil, program, options)
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("attaching to %s: %w", path, permission(err))
 		}
@@ -68,7 +75,11 @@ func (c *collection) attachOne(executable *link.Executable, path string, pid int
 		if cookiesSupported() {
 			options.Cookie = uint64(first + i)
 		}
-		l, err := executable.Uprobe("", program, options)
+		var l link.Link
+		err := undisturbed(func() (err error) {
+			l, err = executable.Uprobe("", program, options)
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("attaching to %s: %w", path, permission(err))
 		}
@@ -76,4 +87,17 @@ func (c *collection) attachOne(executable *link.Executable, path string, pid int
 		c.probes++
 	}
 	return nil
+}
+
+// undisturbed calls the kernel until what it says is not of the moment: Go's runtime interrupts system calls
+// by signals, and a process that is being replaced (exec) is locked.
+func undisturbed(call func() error) error {
+	const times = 100
+	for i := 1; ; i++ {
+		err := call()
+		if i == times || !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
 }

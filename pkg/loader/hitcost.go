@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -30,7 +31,19 @@ func (c HitCost) total(hits, stepped uint64) time.Duration {
 // MeasureHitCost measures on this machine, once: it probes two instructions of this very program with
 // the program that counts, and passes them for some milliseconds. Kernels and processors differ by a
 // factor of ten and more, by mitigations and by virtualisation.
-var MeasureHitCost = sync.OnceValues(measureHitCost)
+//
+// A hit is missed when the page that it is read from is being moved, which is no reason to count on none:
+// then it measures again.
+var MeasureHitCost = sync.OnceValues(func() (cost HitCost, err error) {
+	for range measurements {
+		if cost, err = measureHitCost(); !errors.Is(err, errMissed) {
+			break
+		}
+	}
+	return cost, err
+})
+
+var errMissed = errors.New("hits were missed")
 
 // How often the probed instructions are passed, and how many times that is done, of which the median
 // is taken.
@@ -75,7 +88,7 @@ func measureHitCost() (cost HitCost, err error) {
 	}
 	const want = measurements * (emulatedPasses + steppedPasses)
 	if got := starts[Code{Addr: uint64(frame.code)}]; got != want {
-		return HitCost{}, fmt.Errorf("%d of %d hits were counted", got, want)
+		return HitCost{}, fmt.Errorf("%w: %d of %d were counted", errMissed, got, want)
 	}
 	return cost, nil
 }

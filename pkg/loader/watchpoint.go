@@ -130,7 +130,11 @@ func (w *Watchpoints) watchThread(tid int) error {
 		if w.inherit {
 			attr.Bits |= unix.PerfBitInherit | inheritThread | removeOnExec
 		}
-		fd, err := unix.PerfEventOpen(&attr, tid, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
+		var fd int
+		err := undisturbed(func() (err error) {
+			fd, err = unix.PerfEventOpen(&attr, tid, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
+			return err
+		})
 		if errors.Is(err, unix.EINVAL) && w.inherit {
 			w.inherit = false
 			return w.watchThread(tid)
