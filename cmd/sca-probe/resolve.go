@@ -1,24 +1,16 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/signal"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"sca-probe/pkg/observer"
-	"sca-probe/pkg/pyframes"
-	"sca-probe/pkg/rc"
 )
-
-// resolution is what resolve prints of one target.
-type resolution struct {
-	Target rc.Target `json:"target"`
-	// Error says why the target does not resolve; Location is missing then.
-	Error    string             `json:"error,omitempty"`
-	Location *observer.Location `json:"location,omitempty"`
-}
 
 func newResolveCommand() *cobra.Command {
 	var pid int
@@ -38,7 +30,11 @@ Exits 1 when a target does not resolve.`,
 			if err != nil {
 				return err
 			}
-			resolutions, err := resolveAll(pid, targets)
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, unix.SIGTERM)
+			defer stop()
+			tell, end := progress(cmd.ErrOrStderr(), "resolving")
+			resolutions, err := observer.Resolve(ctx, pid, targets, tell)
+			end()
 			if err != nil {
 				return err
 			}
@@ -58,29 +54,7 @@ Exits 1 when a target does not resolve.`,
 	return cmd
 }
 
-func resolveAll(pid int, targets []rc.Target) ([]resolution, error) {
-	process, err := pyframes.OpenProcess(pid)
-	if err != nil {
-		return nil, err
-	}
-	defer process.Close()
-	resolutions := make([]resolution, 0, len(targets))
-	for _, target := range targets {
-		function, err := process.Resolve(target)
-		var unresolved *pyframes.UnresolvedError
-		switch {
-		case errors.As(err, &unresolved):
-			resolutions = append(resolutions, resolution{Target: target, Error: unresolved.Reason})
-		case err != nil:
-			return nil, fmt.Errorf("resolving %s: %w", target, err)
-		default:
-			resolutions = append(resolutions, resolution{Target: target, Location: observer.Locate(function)})
-		}
-	}
-	return resolutions, nil
-}
-
-func printResolutions(w io.Writer, resolutions []resolution, asJSON bool) error {
+func printResolutions(w io.Writer, resolutions []observer.Resolution, asJSON bool) error {
 	if asJSON {
 		return writeJSON(w, resolutions)
 	}

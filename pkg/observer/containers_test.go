@@ -12,6 +12,7 @@ import (
 
 	"sca-probe/pkg/observer"
 	"sca-probe/pkg/pyframes"
+	"sca-probe/pkg/rc"
 	"sca-probe/testenv"
 )
 
@@ -78,6 +79,16 @@ func TestContainers(t *testing.T) {
 			g := group(t, functionsOf(t, s, observer.FunctionQuery{Package: "fast-parser"}), "Fast.Parser 1.2")
 			if g.Held != 6 || g.Executed == 0 {
 				t.Errorf("held %d functions of which %d executed, want 6", g.Held, g.Executed)
+			}
+			resolved, err := observer.Resolve(t.Context(), s.PID(), []rc.Target{{Module: "fp", QualName: "Reader.read"}, {Module: "fp", QualName: "absent"}}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if at := resolved[0].Location; at == nil || at.Code.String() != s.Eval("hex(id(fp.Reader.read.__code__))") || at.File != shadowed+"/fp/__init__.py" || at.FirstLine == 0 {
+				t.Errorf("Reader.read resolves to %+v, %q", at, resolved[0].Error)
+			}
+			if resolved[1].Location != nil || resolved[1].Error == "" {
+				t.Errorf("what is not there resolves to %+v", resolved[1])
 			}
 			following := follow(t, observer.FollowOptions{PID: s.PID(), Package: "fast-parser"})
 			judged := verify(t, s, func() { s.Exec("fp.Reader().read()") }, "fp:parse", "fp:Reader.read")

@@ -146,22 +146,18 @@ func (f *follow) tell(e FollowEvent) {
 }
 
 func (f *follow) one(ctx context.Context) error {
-	process, err := f.finder.Open(f.PID)
+	process, err := open(ctx, f.PID)
 	if err != nil {
 		return err
 	}
 	f.processes[f.PID] = &followed{process: process}
 	if f.Package != "" {
-		names, err := newNames(process, f.origins)
-		if err != nil {
+		if _, err := waitForNames(ctx, process, f.origins, f.Package); err != nil {
 			return err
-		}
-		if !names.origin.isInstalled(f.Package) {
-			return notInstalled(f.Package, f.PID)
 		}
 	}
 	if err := f.attach(f.PID, process); err != nil {
-		return fmt.Errorf("process %d cannot be followed: %w", f.PID, err)
+		return orGone(process, fmt.Errorf("process %d cannot be followed: %w", f.PID, err))
 	}
 	if f.Attached != nil {
 		f.Attached(1)

@@ -101,7 +101,7 @@ type FunctionReport struct {
 // Functions finds the functions that a process holds, and says which ever ran, by the marks that CPython
 // leaves in them. It only reads: the process pays nothing and does not notice.
 func Functions(ctx context.Context, pid int, query FunctionQuery) (*FunctionReport, error) {
-	process, err := pyframes.OpenProcess(pid)
+	process, err := open(ctx, pid)
 	if err != nil {
 		return nil, err
 	}
@@ -115,20 +115,22 @@ func functions(ctx context.Context, process *pyframes.Process, query FunctionQue
 	if summary, ok := new(pyframes.Finder).Look(pid); ok {
 		report.Started = summary.Started
 	}
-	search, err := process.SearchPath()
-	if errors.Is(err, pyframes.ErrNoProcess) {
+	var origin *origin
+	groups := map[string]*FunctionGroup{}
+	err := patiently(ctx, pid, func() error {
+		search, err := process.SearchPath()
+		bundle, _ := process.Bundle() // without it, files in one are of no distribution
+		origin = readOrigin(pid, search, bundle)
+		if err == nil && query.Package != "" {
+			err = origin.prepare(query.Package, pid, groups)
+		}
+		return err
+	})
+	if errors.Is(err, pyframes.ErrNoProcess) || errors.Is(err, ErrNoPackage) {
 		return nil, err
 	}
-	bundle, _ := process.Bundle() // without it, files in one are of no distribution
-	origin := readOrigin(pid, search, bundle)
 	if err != nil {
 		origin.warn("what is installed cannot be told: %v", err)
-	}
-	groups := map[string]*FunctionGroup{}
-	if query.Package != "" {
-		if err := origin.prepare(query.Package, pid, groups); err != nil {
-			return nil, err
-		}
 	}
 	scan := &pyframes.FunctionScan{Progress: query.Progress, Match: func(module string, code pyframes.Code) bool {
 		return query.matches(origin, module, code.Filename)

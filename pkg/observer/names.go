@@ -2,7 +2,6 @@ package observer
 
 import (
 	"context"
-	"errors"
 	"path"
 	"time"
 
@@ -39,6 +38,18 @@ func newNames(process *pyframes.Process, origins *origins) (*names, error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+// waitForNames is newNames of a process that may have just begun, and in which a distribution must be
+// installed, if one is named.
+func waitForNames(ctx context.Context, process *pyframes.Process, origins *origins, distribution string) (n *names, err error) {
+	err = patiently(ctx, process.PID(), func() error {
+		if n, err = newNames(process, origins); err == nil && distribution != "" && !n.origin.isInstalled(distribution) {
+			err = notInstalled(distribution, process.PID())
+		}
+		return err
+	})
+	return n, err
 }
 
 // readOrigin reads what is installed on sys.path, as that is now, and which file the program is.
@@ -124,9 +135,4 @@ func (n *names) of(code loader.Code) (FunctionID, bool) {
 	id := n.id(read)
 	n.known[code] = id
 	return id, true
-}
-
-// notYet reports whether an error says to ask again.
-func notYet(err error) bool {
-	return errors.Is(err, pyframes.ErrNotReady) || errors.Is(err, pyframes.ErrTorn)
 }

@@ -19,7 +19,7 @@ const lookAgain = 100 * time.Millisecond
 // if it is not nil, tells that every probe is in place: what runs from then on is counted. A witness that
 // this user, kernel or build has not says so in its statement; the others stand.
 func Verify(ctx context.Context, pid int, targets []rc.Target, attached func()) ([]Report, error) {
-	process, err := pyframes.OpenProcess(pid)
+	process, err := open(ctx, pid)
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +39,7 @@ func Verify(ctx context.Context, pid int, targets []rc.Target, attached func()) 
 		s.patchedBefore = s.function != nil && s.function.Hook != nil
 	}
 	if err := w.attach(); err != nil {
-		return nil, err
+		return nil, orGone(process, err)
 	}
 	defer w.detach()
 	if err := w.mark(func(h *hookSeen, hits uint64) { h.attached = hits }); err != nil {

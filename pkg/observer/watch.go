@@ -61,7 +61,7 @@ const (
 // Watch counts every start of the functions of a process, until the window ends or ctx does. When the
 // process ends or replaces its program, the report is on what it did until then.
 func Watch(ctx context.Context, pid int, options WatchOptions) (*WatchReport, error) {
-	process, err := pyframes.OpenProcess(pid)
+	process, err := open(ctx, pid)
 	if err != nil {
 		return nil, err
 	}
@@ -69,17 +69,14 @@ func Watch(ctx context.Context, pid int, options WatchOptions) (*WatchReport, er
 	in := process.Interpreter()
 	table, err := evalloop.Find(process.BinaryPath(), in.Version.Major, in.Version.Minor)
 	if err != nil {
-		return nil, fmt.Errorf("process %d cannot be watched: %w", pid, err)
+		return nil, orGone(process, fmt.Errorf("process %d cannot be watched: %w", pid, err))
 	}
-	names, err := newNames(process, newOrigins())
+	names, err := waitForNames(ctx, process, newOrigins(), options.Query.Package)
 	if err != nil {
 		return nil, err
 	}
 	if err := names.scan(ctx, options.Query.Progress); err != nil {
 		return nil, err
-	}
-	if options.Query.Package != "" && !names.origin.isInstalled(options.Query.Package) {
-		return nil, notInstalled(options.Query.Package, pid)
 	}
 	hitCost, err := loader.MeasureHitCost()
 	if err != nil {
@@ -87,7 +84,7 @@ func Watch(ctx context.Context, pid int, options WatchOptions) (*WatchReport, er
 	}
 	counter, err := loader.NewEvalLoopCounterOfAll(pid, process.BinaryPath(), table, loader.CodeLayout(process.CodeOffsets()), 0)
 	if err != nil {
-		return nil, fmt.Errorf("attaching the eval-loop probe: %w", err)
+		return nil, orGone(process, fmt.Errorf("attaching the eval-loop probe: %w", err))
 	}
 	defer counter.Close()
 	w := &watch{names: names, counter: counter, hitCost: hitCost, options: &options, from: time.Now()}
