@@ -2,9 +2,7 @@ package pyframes_test
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 
@@ -195,68 +193,4 @@ func TestFunctionsOfAProcessThatEnds(t *testing.T) {
 			t.Errorf("after a cancel: %v", err)
 		}
 	}
-}
-
-// TestEvidenceAgainstATrace runs the same work in two processes, and compares what is read in one
-// with what a profile function saw in the other.
-func TestEvidenceAgainstATrace(t *testing.T) {
-	testenv.EachInterpreter(t, testenv.OnePerVersion(testenv.Observer), func(t *testing.T, in testenv.Interpreter) {
-		type place struct {
-			file string
-			line int
-			name string
-		}
-		traced := testenv.StartSubject(t, in)
-		traced.Exec("import workload")
-		wasRun := map[place]bool{}
-		for _, row := range traced.Eval("sys.modules['workload'].traced()").([]any) {
-			cells := row.([]any)
-			line, _ := cells[1].(json.Number).Int64()
-			wasRun[place{cells[0].(string), int(line), cells[2].(string)}] = true
-		}
-		var files []string
-		for _, file := range traced.Eval("sys.modules['workload'].FILES").([]any) {
-			files = append(files, "/"+file.(string))
-		}
-
-		s := testenv.StartSubject(t, in)
-		s.Exec("import workload; workload.run()")
-		said := map[place]bool{} // executed or not
-		unclear := map[place]bool{}
-		for f, err := range open(t, s).Functions(context.Background(), &pyframes.FunctionScan{Match: func(_ string, c pyframes.Code) bool {
-			return slices.ContainsFunc(files, func(file string) bool { return strings.Contains(c.Filename, file) })
-		}}) {
-			if err != nil {
-				t.Fatal(err)
-			}
-			at := place{f.Filename, f.FirstLine, f.Name}
-			said[at] = said[at] || f.Evidence.Executed
-			unclear[at] = unclear[at] || f.Unclear != nil
-		}
-		var claims, missed, ambiguous, silent int
-		for at, executed := range said {
-			switch {
-			case executed && !wasRun[at]:
-				t.Errorf("%v is said to have run, and did not", at)
-			case executed:
-				claims++
-			case wasRun[at] && unclear[at]:
-				ambiguous++
-			case wasRun[at] && in.Minor == 12:
-				missed++
-			case wasRun[at]:
-				missed++
-				t.Errorf("%v ran, and left no evidence", at)
-			default:
-				silent++
-			}
-		}
-		t.Logf("%d functions: %d rightly said to have run, %d missed, %d of them unclear, %d did not run", len(said), claims, missed+ambiguous, ambiguous, silent)
-		if claims < 400 || silent < 400 {
-			t.Errorf("%d functions ran and %d did not: too few to judge by", claims, silent)
-		}
-		if in.Minor == 12 && missed > claims/8 {
-			t.Errorf("%d missed beside %d seen", missed, claims)
-		}
-	})
 }
