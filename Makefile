@@ -131,6 +131,10 @@ library: build pythons ## run CPython's own tests, of every version, with every 
 	@scripts/as-root true
 	go test -timeout 4h -parallel 2 -v -exec "$(CURDIR)/scripts/as-root" ./testenv/libtest -all
 
+.PHONY: record
+record: pythons ## record anew the process memory that tests replay, where a reader reads more than it did
+	go run -exec "$(CURDIR)/scripts/as-root" ./testenv/record
+
 FUZZTIME ?= 30s
 
 .PHONY: fuzz
