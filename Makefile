@@ -113,6 +113,10 @@ ddtrace: deps ## install the ddtrace that tests run under
 ddtrace-all: deps ## install those that bench, and test-all, cover besides
 	@scripts/ddtrace --all
 
+.PHONY: django
+django: deps ## install the Django that benchmarks observe
+	@scripts/packages build/django 3.10 $$(grep -v '^#' testenv/requirements-django.txt)
+
 .PHONY: demo
 demo: build $(VENV)/ready ## close the loop once on a real Flask service, narrated
 	go run ./testenv/demo $(PROBE) $(VENV)/bin/python testenv/demo/app.py
@@ -144,9 +148,10 @@ fuzz: ## look for inputs that break what reads hostile bytes, for FUZZTIME (30s)
 	done
 
 .PHONY: bench
-bench: build pythons ddtrace-all ## measure the hook beside a wrapper and sys.monitoring, and the time to patch and to fork
+bench: build pythons ddtrace-all django ## measure the engine beside a wrapper and sys.monitoring, the observer beside bpftrace
+	@scripts/install-deps bench
 	@scripts/as-root true
-	go test -run '^$$' -bench . -benchtime 1x -exec "$(CURDIR)/scripts/as-root" ./testenv/loop ./testenv/wheel ./pkg/observer ./pkg/pyframes
+	go test -timeout 2h -run '^$$' -bench . -benchtime 1x -exec "$(CURDIR)/scripts/as-root" ./testenv/loop ./testenv/wheel ./pkg/loader ./pkg/observer ./pkg/pyframes
 
 .PHONY: generate
 generate: deps-dev ## compile the kernel programs in bpf/

@@ -200,6 +200,14 @@ func Missing(t testing.TB, why string) {
 	t.Skip(why)
 }
 
+// SkipBenchmark skips a benchmark that this machine cannot run, and prints why: of benchmarks, go test keeps that to
+// itself. CI runs none.
+func SkipBenchmark(b *testing.B, why string) {
+	b.Helper()
+	fmt.Fprintf(os.Stderr, "%s is skipped: %s\n", b.Name(), why)
+	b.SkipNow()
+}
+
 func trimHome(place string) (string, bool) {
 	if len(place) > 2 && place[:2] == "~/" {
 		return place[2:], true

@@ -19,7 +19,7 @@ import (
 // what a test asks of it. Its targets are "shapes:plain", "shapes:Shapes.method"
 // and the others in shapes.TARGETS.
 type Subject struct {
-	t        *testing.T
+	t        testing.TB
 	pid      int
 	cmd      *exec.Cmd
 	stdin    io.WriteCloser
@@ -75,7 +75,7 @@ func WithNamespaces(flags uintptr) SubjectOption {
 
 // StartSubject starts the subject and waits until it is ready. The test's cleanup
 // ends it. With a prefix, PID is that of the Python process, not of the command.
-func StartSubject(t *testing.T, in Interpreter, opts ...SubjectOption) *Subject {
+func StartSubject(t testing.TB, in Interpreter, opts ...SubjectOption) *Subject {
 	t.Helper()
 	config := subjectConfig{patience: 60 * time.Second}
 	for _, opt := range opts {
