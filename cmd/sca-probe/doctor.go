@@ -21,7 +21,9 @@ Exits 1 when a command cannot work.`,
 		Example: "  sudo sca-probe doctor\n  sca-probe doctor --json | jq '.[] | select(.state != \"ok\")'",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			checks := observer.Doctor()
+			tell, end := progress(cmd.ErrOrStderr(), "trying out the kernel")
+			checks := observer.Doctor(tell)
+			end()
 			var err error
 			if asJSON {
 				err = writeJSON(cmd.OutOrStdout(), checks)

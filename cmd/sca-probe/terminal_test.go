@@ -46,6 +46,11 @@ stop.set()
 		t.Errorf("functions showed no progress before its answer:\n%q", out)
 	}
 
+	out = onTerminal(t, "resolve --pid "+pid+strings.Repeat(" os:path.join", 4000))
+	if shown, result = strings.Index(out, "resolving"), strings.Index(out, "posixpath"); shown < 0 || result < shown {
+		t.Errorf("resolve showed no progress before its answer:\n%.1000q", out)
+	}
+
 	out = onTerminal(t, "watch --for 2500ms --max-overhead 50% --pid "+pid)
 	live, end := strings.Index(out, alternateScreen), strings.Index(out, mainScreen)
 	if live < 0 || end < live || !strings.Contains(out[live:end], "overhead about") || !strings.Contains(out[live:end], "work") || !strings.Contains(out[end:], "counts are exact") {

@@ -43,16 +43,23 @@ const (
 	newerKernel = "a newer kernel"
 )
 
-// Doctor checks what this kernel and these privileges allow.
-func Doctor() []Check {
+// Doctor checks what this kernel and these privileges allow. progress, if it is not nil, is told now and then
+// how much is done, of 1.
+func Doctor(progress func(done float64)) []Check {
+	if progress == nil {
+		progress = func(float64) {}
+	}
 	capabilities := effectiveCapabilities()
 	checks := []Check{checkMachine()}
 	checks = append(checks, checkCapabilities(capabilities)...)
 	checks = append(checks, checkPtraceScope(capabilities.has(unix.CAP_SYS_PTRACE)), checkLockdown(), checkNamespace())
+	progress(0.1)
 	for _, f := range loader.Features() {
 		checks = append(checks, checkFeature(f))
 	}
+	progress(0.5)
 	checks = append(checks, checkHitCost())
+	progress(1)
 	for i := range checks {
 		if checks[i].State == Present {
 			checks[i].Lost, checks[i].Grant = "", ""
