@@ -142,8 +142,8 @@ func TestBesideDdtracesOwnInstrumentation(t *testing.T) {
 }
 
 // TestDdtraceCountsEachBeginningOfTheLine shows what docs/ddtrace.md says of ddtrace's own hook: it is called wherever
-// code begins on the line of the def. By itself that is more than once for spread; the engine's prologue, which has no
-// line, makes it so for one_line. The engine counts right.
+// code begins on the line of the def. By itself that is more than once for spread. The engine's prologue makes it no
+// more than that, and the engine counts right.
 func TestDdtraceCountsEachBeginningOfTheLine(t *testing.T) {
 	underDdtrace(t, func(t *testing.T, in testenv.Interpreter) {
 		if in.Minor < 11 {
@@ -155,7 +155,9 @@ import shapes
 def one_line(x): return x
 def spread(x): return max(x,
     0)
-shapes.one_line, shapes.spread = one_line, spread
+def again(x): return max(x,
+    0)
+shapes.one_line, shapes.spread, shapes.again = one_line, spread, again
 def of_three_calls(name):
     before = hits(name)
     for _ in range(3):
@@ -173,7 +175,11 @@ def of_three_calls(name):
 		s.configure("shapes:one_line")
 		s.await("shapes:one_line", "patched")
 		s.Exec(`assert instrumenter.instrument("one_line", one_line)`)
-		expect("the engine first", "one_line", 3, 6)
+		expect("the engine first", "one_line", 3, 3)
+		s.configure("shapes:one_line", "shapes:again")
+		s.await("shapes:again", "patched")
+		s.Exec(`assert instrumenter.instrument("again", again)`)
+		expect("the engine first", "again", 3, 6)
 	})
 }
 

@@ -12,7 +12,8 @@
 // GEN_START or at offset 0. A generator so counts when it is started, not when it is created. A jump to what was the
 // first instruction goes there still, not to the prologue.
 //
-// The prologue has no line of its own, as CPython's own has none: tracebacks, line events and positions of all
+// No line begins in the prologue or anew behind it: it has none, as CPython's own has none, or from 3.11 on, where the
+// instructions on both sides are of one line, that line. Tracebacks, line events and positions of all
 // others stay what they were. Line tables of 3.8 and 3.9 cannot say that; there it is of the first instruction's
 // line, and a debugger that sets f_lineno to that line starts the function, and counts it, again.
 // Events for each instruction (f_trace_opcodes, sys.monitoring's INSTRUCTION) are the one thing that shows it.

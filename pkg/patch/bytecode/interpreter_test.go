@@ -169,6 +169,7 @@ func testInterpreter(t *testing.T, python string) {
 		fallthrough
 	default:
 		atLeast["location entries split"] = 100
+		atLeast["prologues on a line"] = 100
 	}
 	if version.Minor >= 15 {
 		atLeast["generator expressions that create their iterator"] = 20

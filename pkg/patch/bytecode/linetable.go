@@ -24,14 +24,13 @@ func appendLocation(out []byte, l location) []byte {
 	return append(append(out, byte(0x80|l.code<<3|(l.units-1))), l.payload...)
 }
 
-// insertLines inserts entries without location for n units before unit at of a table for so many units.
+// insertLines inserts entries for n units before unit at of a table for so many units. They have no line, as
+// what tells of lines is to find the next one begin where it began, unless none does: where the units on both sides are
+// of one line, so are they. They have no columns.
 func insertLines(table []byte, units, at, n int) ([]byte, error) {
-	var inserted []byte
-	for ; n > 0; n -= maxEntryUnits {
-		inserted = appendLocation(inserted, location{code: noLocation, units: min(n, maxEntryUnits)})
-	}
 	var out []byte
 	unit := 0
+	before := location{code: noLocation}
 	for rest := table; len(rest) > 0; {
 		var entry location
 		var err error
@@ -39,15 +38,24 @@ func insertLines(table []byte, units, at, n int) ([]byte, error) {
 			return nil, err
 		}
 		if first := at - unit; 0 < first && first < entry.units {
-			out = appendLocation(out, location{entry.code, first, entry.payload})
+			before = location{entry.code, first, entry.payload}
+			out = appendLocation(out, before)
 			entry = entry.again(entry.units - first)
 			unit = at
 		}
 		if unit == at {
-			out = append(out, inserted...)
+			inserted := location{code: noLocation}
+			if before.code != noLocation && entry.onSameLine() {
+				inserted = location{code: noColumns, payload: []byte{0}}
+			}
+			for ; n > 0; n -= inserted.units {
+				inserted.units = min(n, maxEntryUnits)
+				out = appendLocation(out, inserted)
+			}
 		}
 		out = appendLocation(out, entry)
 		unit += entry.units
+		before = entry
 	}
 	if unit != units {
 		return nil, fmt.Errorf("%w: the location table covers %d of %d code units", ErrUnknownShape, unit, units)
@@ -86,6 +94,15 @@ func readLocation(table []byte) (location, []byte, error) {
 			entry.code, len(entry.payload))
 	}
 	return entry, table[end:], nil
+}
+
+// onSameLine reports whether the entry has a line, and that is the one before's.
+func (l location) onSameLine() bool {
+	switch l.code {
+	case noColumns, longForm:
+		return l.payload[0] == 0 || l.payload[0] == 1 // the step is 0, or -0
+	}
+	return l.code <= oneLine
 }
 
 // again is the entry for more units at the same place, once the step from the line before is made.

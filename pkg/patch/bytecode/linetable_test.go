@@ -11,30 +11,40 @@ import (
 func head(code, units int) byte { return appendLocation(nil, location{code: code, units: units})[0] }
 
 func TestInsertLines(t *testing.T) {
-	none := []byte{head(15, 8), head(15, 3)} // what 11 units without location are
+	none := []byte{head(15, 8), head(15, 3)}       // 11 units without location
+	same := []byte{head(13, 8), 0, head(13, 3), 0} // and 11 of the line before, without columns
 	tests := []struct {
-		name       string
-		table      []byte
-		units, at  int
-		head, tail []byte // on either side of none
+		name      string
+		table     []byte
+		units, at int
+		head      []byte
+		inserted  []byte
+		tail      []byte
 	}{
 		{"between entries", []byte{head(14, 1), 2, 0, 1, 1, head(3, 2), 7}, 3, 1,
-			[]byte{head(14, 1), 2, 0, 1, 1}, []byte{head(3, 2), 7}},
-		{"in a short entry", []byte{head(9, 8), 7}, 8, 1, []byte{head(9, 1), 7}, []byte{head(9, 7), 7}},
-		{"in an entry on the same line", []byte{head(10, 3), 1, 2}, 3, 2, []byte{head(10, 2), 1, 2}, []byte{head(10, 1), 1, 2}},
-		{"in an entry one line on", []byte{head(11, 3), 1, 2}, 3, 1, []byte{head(11, 1), 1, 2}, []byte{head(10, 2), 1, 2}},
-		{"in an entry two lines on", []byte{head(12, 3), 1, 2}, 3, 1, []byte{head(12, 1), 1, 2}, []byte{head(10, 2), 1, 2}},
-		{"in an entry without columns", []byte{head(13, 5), 66, 1}, 5, 4, []byte{head(13, 4), 66, 1}, []byte{head(13, 1), 0}},
+			[]byte{head(14, 1), 2, 0, 1, 1}, same, []byte{head(3, 2), 7}},
+		{"where a line begins", []byte{head(14, 1), 2, 0, 1, 1, head(11, 2), 7, 7}, 3, 1,
+			[]byte{head(14, 1), 2, 0, 1, 1}, none, []byte{head(11, 2), 7, 7}},
+		{"where a line begins again", []byte{head(13, 1), 1, head(15, 1), head(13, 1), 0}, 3, 2,
+			[]byte{head(13, 1), 1, head(15, 1)}, none, []byte{head(13, 1), 0}},
+		{"where a long entry steps on", []byte{head(13, 1), 1, head(14, 1), 2, 0, 1, 1}, 2, 1,
+			[]byte{head(13, 1), 1}, none, []byte{head(14, 1), 2, 0, 1, 1}},
+		{"before no location", []byte{head(13, 1), 1, head(15, 1)}, 2, 1, []byte{head(13, 1), 1}, none, []byte{head(15, 1)}},
+		{"in a short entry", []byte{head(9, 8), 7}, 8, 1, []byte{head(9, 1), 7}, same, []byte{head(9, 7), 7}},
+		{"in an entry on the same line", []byte{head(10, 3), 1, 2}, 3, 2, []byte{head(10, 2), 1, 2}, same, []byte{head(10, 1), 1, 2}},
+		{"in an entry one line on", []byte{head(11, 3), 1, 2}, 3, 1, []byte{head(11, 1), 1, 2}, same, []byte{head(10, 2), 1, 2}},
+		{"in an entry two lines on", []byte{head(12, 3), 1, 2}, 3, 1, []byte{head(12, 1), 1, 2}, same, []byte{head(10, 2), 1, 2}},
+		{"in an entry without columns", []byte{head(13, 5), 66, 1}, 5, 4, []byte{head(13, 4), 66, 1}, same, []byte{head(13, 1), 0}},
 		{"in a long entry", []byte{head(14, 5), 66, 1, 67, 3, 5, 6}, 5, 1,
-			[]byte{head(14, 1), 66, 1, 67, 3, 5, 6}, []byte{head(14, 4), 0, 67, 3, 5, 6}},
-		{"in an entry without location", []byte{head(15, 4)}, 4, 1, []byte{head(15, 1)}, []byte{head(15, 3)}},
+			[]byte{head(14, 1), 66, 1, 67, 3, 5, 6}, same, []byte{head(14, 4), 0, 67, 3, 5, 6}},
+		{"in an entry without location", []byte{head(15, 4)}, 4, 1, []byte{head(15, 1)}, none, []byte{head(15, 3)}},
 		{"in the second entry", []byte{head(0, 2), 1, head(11, 2), 3, 4, head(15, 1)}, 5, 3,
-			[]byte{head(0, 2), 1, head(11, 1), 3, 4}, []byte{head(10, 1), 3, 4, head(15, 1)}},
+			[]byte{head(0, 2), 1, head(11, 1), 3, 4}, same, []byte{head(10, 1), 3, 4, head(15, 1)}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			got, err := insertLines(test.table, test.units, test.at, 11)
-			if want := bytes.Join([][]byte{test.head, none, test.tail}, nil); err != nil || !bytes.Equal(got, want) {
+			if want := bytes.Join([][]byte{test.head, test.inserted, test.tail}, nil); err != nil || !bytes.Equal(got, want) {
 				t.Errorf("got %v and %v\nwant %v", got, err, want)
 			}
 		})
@@ -117,7 +127,7 @@ func places(table []byte) (units []place) {
 }
 
 // FuzzInsertLines compares what an interpreter reads in a location table before and after: each unit is where it was,
-// and what was inserted is nowhere.
+// and what was inserted is nowhere, or on the line of the units on both sides.
 func FuzzInsertLines(f *testing.F) {
 	f.Add([]byte{head(14, 1), 2, 0, 1, 1, head(3, 2), 7}, byte(1), byte(4))
 	f.Add([]byte{head(0, 2), 1, head(12, 2), 3, 4, head(15, 1)}, byte(3), byte(11))
@@ -138,7 +148,11 @@ func FuzzInsertLines(f *testing.F) {
 		if refused(t, table, kept, err) {
 			return
 		}
-		want := slices.Insert(places(table), int(at), slices.Repeat([]place{nowhere}, int(n))...)
+		want, inserted := places(table), nowhere
+		if at > 0 && want[at-1].line == want[at].line && want[at] != nowhere {
+			inserted = place{want[at].line, want[at].line, -1, -1}
+		}
+		want = slices.Insert(want, int(at), slices.Repeat([]place{inserted}, int(n))...)
 		if found := places(got); !slices.Equal(found, want) {
 			t.Errorf("%v became %v, which reads\n%v, want\n%v", table, got, found, want)
 		}

@@ -220,9 +220,14 @@ def check_static(name, old, new):
         unmoved = [at + more, len(new.co_code) - len(old.co_code)]
         same(name, "place", [moved[was[first].start] // 2, 2 * more], unmoved)
         positions = list(old.co_positions())
-        same(name, "co_positions", positions[:at] + [(None,) * 4] * more + positions[at:], list(new.co_positions()))
         was_lines = lines(old)
-        same(name, "co_lines", was_lines[:at] + [None] * more + was_lines[at:], lines(new))
+        # No line begins in the prologue, nor, where none did, behind it.
+        line = was_lines[at] if was_lines[at - 1] == was_lines[at] else None
+        counts["prologues on a line"] += line is not None
+        same(name, "co_positions", positions[:at] + [(line, line, None, None)] * more + positions[at:], list(new.co_positions()))
+        same(name, "co_lines", was_lines[:at] + [line] * more + was_lines[at:], lines(new))
+        was_starts, now_starts = ([line for _, line in dis.findlinestarts(code) if line is not None] for code in (old, new))
+        same(name, "line starts", was_starts, now_starts)
         shifted = [h and (h[0] + more, *h[1:]) for h in handlers(old)]
         same(name, "exception table", shifted[:at] + shifted[at - 1:at] * more + shifted[at:], handlers(new))
         counts["handlers across the prologue"] += shifted[at - 1] is not None
@@ -343,7 +348,7 @@ def check_behaviour(name, make, fields):
 
 
 def check_raising_hook(name, make, fields):
-    """What a hook raises is raised by the function, at no line; a generator turns StopIteration into RuntimeError."""
+    """What a hook raises is raised by the function; a generator turns StopIteration into RuntimeError."""
     class Raising:
         def __neg__(self):
             raise StopIteration("from the hook")
