@@ -49,7 +49,7 @@ const (
 	// recheckMost bounds how many that is each time: 3 µs each with the GIL.
 	recheckMost = 256
 	// firstWait is how long an import may be held up for the first desired set. The importing thread
-	// waits 50 ms longer.
+	// waits up to a second for all that it waits for.
 	firstWait = 200 * time.Millisecond
 	// batch is how many targets are worked on at once. An import waits for a batch at most.
 	batch = 64

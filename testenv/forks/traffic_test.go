@@ -18,7 +18,7 @@ type state struct {
 	Old       bool   `json:"old"` // work:old is patched
 	New       bool   `json:"new"`
 	Inherited int    `json:"inherited"` // hits of work:old before the process's first answer
-	Late      int    `json:"late"`      // imports that the engine let go on unpatched, after 250 ms
+	Late      int    `json:"late"`      // imports that the engine let go on unpatched, after 1 s
 	Calls     [2]int `json:"calls"`     // of patched functions, as the process counted them itself
 	Hits      [2]int `json:"hits"`      // as the engine counted them
 }

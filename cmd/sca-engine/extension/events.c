@@ -9,8 +9,8 @@
 #include <string.h>
 #include <time.h>
 
-/* Far more than patching takes (0.1 ms), and little beside what an import may take. */
-#define IMPORT_WAIT_NS 250000000
+/* Far more than patching takes (0.1 ms), also where the engine's threads wait for a processor a quarter of a second. */
+#define IMPORT_WAIT_NS 1000000000
 /* Who asks has nothing else to do, and wants the answer. */
 #define ASK_WAIT_NS UINT64_C(10000000000)
 /* Threads that may wait at once; one more goes on without. */
