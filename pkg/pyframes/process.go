@@ -64,7 +64,8 @@ func (p *Process) open(f *Finder) error {
 	var problem error
 	for _, b := range builds {
 		err := p.use(b)
-		if b.in.byID && errors.Is(err, ErrUnsupportedBuild) {
+		// Another build's list of interpreters may be where this one has nothing, too.
+		if b.in.byID && (errors.Is(err, ErrUnsupportedBuild) || errors.Is(err, ErrNotReady)) {
 			if err = f.readAnew(&b); err == nil {
 				err = p.use(b)
 			}
