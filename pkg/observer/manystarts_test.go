@@ -73,45 +73,64 @@ func startMany(tb testing.TB, in testenv.Interpreter) (started map[int]bool, end
 }
 
 // TestFollowOfManyStarts follows all processes while two hundred start. Each is told of, and so is each of its
-// functions, once: the kernel has room for all that they run, however long the follower gets no CPU.
+// functions, once: the kernel has room for all that they run, however long the follower gets no CPU. What else
+// runs on the machine takes of that room, too: where something was lost the follower says so, and the test is made
+// again.
 func TestFollowOfManyStarts(t *testing.T) {
 	for _, in := range []testenv.Interpreter{debian(t), testenv.OfMinor(t, testenv.Observer, 12)} {
 		t.Run(in.Name, func(t *testing.T) {
 			testenv.StartSubject(t, in) // so that the build is known
-			f := follow(t, observer.FollowOptions{})
-			started, _ := startMany(t, in)
-			followed := map[int]bool{}
-			told := map[int]map[string]int{}
-			for pid := range started {
-				told[pid] = map[string]int{}
-			}
-			for _, e := range f.stop(t) {
-				switch {
-				case e.Kind == observer.EventsLost:
-					t.Errorf("lost: %s", e.Detail)
-				case !started[e.PID]:
-				case e.Kind == observer.ProcessFollowed:
-					followed[e.PID] = true
-				case e.Kind == observer.ProcessRefused:
-					t.Errorf("process %d is refused: %s", e.PID, e.Detail)
-				case e.Kind == observer.FirstExecution && e.Function.Module == "__main__":
-					told[e.PID][e.Function.QualName]++
-				case e.Kind == observer.FirstExecution && e.Function.Module == "":
-					t.Errorf("%s of %s is told without its module", e.Function.QualName, e.Function.File)
+			for attempts := 3; ; attempts-- {
+				lost := followManyStarts(t, in)
+				if len(lost) == 0 {
+					return
 				}
-			}
-			if len(followed) != manyStarts {
-				t.Errorf("%d of %d processes are told of", len(followed), manyStarts)
-			}
-			for pid, functions := range told {
-				for i := range handlers {
-					if n := functions[fmt.Sprint("handle_", i)]; n != 1 {
-						t.Fatalf("handle_%d of process %d is told of %d times, want once", i, pid, n)
-					}
+				if attempts == 1 {
+					t.Fatalf("lost: %v", lost)
 				}
+				t.Logf("once more, as something was lost: %v", lost)
 			}
 		})
 	}
+}
+
+// followManyStarts returns what the follower says that it lost. Where that is nothing, nothing may be missing.
+func followManyStarts(t *testing.T, in testenv.Interpreter) (lost []string) {
+	t.Helper()
+	f := follow(t, observer.FollowOptions{})
+	started, end := startMany(t, in)
+	defer end()
+	followed := map[int]bool{}
+	told := map[int]map[string]int{}
+	for pid := range started {
+		told[pid] = map[string]int{}
+	}
+	for _, e := range f.stop(t) {
+		switch {
+		case e.Kind == observer.EventsLost:
+			lost = append(lost, e.Detail)
+		case !started[e.PID]:
+		case e.Kind == observer.ProcessFollowed:
+			followed[e.PID] = true
+		case e.Kind == observer.ProcessRefused:
+			t.Errorf("process %d is refused: %s", e.PID, e.Detail)
+		case e.Kind == observer.FirstExecution && e.Function.Module == "__main__":
+			told[e.PID][e.Function.QualName]++
+		case e.Kind == observer.FirstExecution && e.Function.Module == "":
+			t.Errorf("%s of %s is told without its module", e.Function.QualName, e.Function.File)
+		}
+	}
+	if len(lost) == 0 && len(followed) != manyStarts {
+		t.Errorf("%d of %d processes are told of", len(followed), manyStarts)
+	}
+	for pid, functions := range told {
+		for i := range handlers {
+			if n := functions[fmt.Sprint("handle_", i)]; n > 1 || n < 1 && len(lost) == 0 {
+				t.Fatalf("handle_%d of process %d is told of %d times, want once", i, pid, n)
+			}
+		}
+	}
+	return lost
 }
 
 // BenchmarkFollowOfManyStarts measures what following costs two hundred processes that start at once: how
