@@ -291,6 +291,16 @@ static __always_inline __s32 read_text(struct text *text, char *into, __u32 size
 	return text->length;
 }
 
+/* To wake who reads costs the process more than all else here: it is done where the buffer fills up. Before,
+ * what is there is read at the reader's deadline. */
+static __always_inline __u64 wakeup(void)
+{
+	__u64 filled = bpf_ringbuf_query(&firsts, BPF_RB_AVAIL_DATA);
+
+	return filled < bpf_ringbuf_query(&firsts, BPF_RB_RING_SIZE) / 8 ? BPF_RB_NO_WAKEUP :
+									   BPF_RB_FORCE_WAKEUP;
+}
+
 /* Tells of a code object's first start. Each size of event is reserved as a constant, as it must be. */
 #define TELL(event_type)                                                                           \
 	({                                                                                         \
@@ -304,7 +314,7 @@ static __always_inline __s32 read_text(struct text *text, char *into, __u32 size
 				read_text(&name, event->name, sizeof(event->name));                \
 			event->first.filename_length =                                             \
 				read_text(&filename, event->filename, sizeof(event->filename));    \
-			bpf_ringbuf_submit(event, 0);                                              \
+			bpf_ringbuf_submit(event, wakeup());                                       \
 		}                                                                                  \
 		event != NULL;                                                                     \
 	})

@@ -83,6 +83,14 @@ func benchmarkHits(b *testing.B, in testenv.Interpreter) {
 		if err := f.Follow(s.PID(), binary, table, layout); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}
+		go func() { // as who follows does: the kernel wakes whoever has read all
+			for {
+				f.SetDeadline(time.Now().Add(100 * time.Millisecond))
+				if _, err := f.Read(); errors.Is(err, ErrClosed) {
+					return
+				}
+			}
+		}()
 		return f, nil
 	}
 	var all, unspecialised []uint64 // offsets

@@ -106,7 +106,9 @@ var (
 	firstHead  = binary.Size(bpf.EvalLoopFirst{})
 )
 
-// Read waits for the next first start. It returns [ErrClosed] after Close.
+// Read returns the next first start. The kernel wakes it once an eighth of the buffer is full, as waking is dear to
+// the process that is followed; until then it waits for the deadline, and then returns what is there: set one. It
+// returns [ErrClosed] after Close.
 func (f *Follower) Read() (First, error) {
 	if err := f.reader.ReadInto(&f.record); err != nil {
 		return First{}, err
