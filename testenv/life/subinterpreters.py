@@ -15,7 +15,7 @@ import sys
 sys.path[:] = %r
 import sca_probe
 assert not sca_probe.start()
-assert sca_probe.stats() == {"engine": "off"}
+assert sca_probe.stats()["engine"] == "off", sca_probe.stats()
 def f(): return 1
 for _ in range(1000): f()
 """ % (sys.path,)
