@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -189,7 +188,7 @@ func BenchmarkFunctionsOfDjango(b *testing.B) {
 		site := djangoSite(in)
 		testenv.StartCommand(b, site)
 		var clock, cpu []float64
-		var held, memory int
+		var held int
 		for b.Loop() {
 			for range 5 {
 				cmd := exec.Command(testenv.ProbePath(b), "functions", "--json", "--pid", fmt.Sprint(site.Process.Pid))
@@ -200,7 +199,6 @@ func BenchmarkFunctionsOfDjango(b *testing.B) {
 					b.Fatal(err)
 				}
 				cpu = append(cpu, (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds())
-				memory = int(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss)
 				var report observer.FunctionReport
 				if err := json.Unmarshal(out, &report); err != nil {
 					b.Fatal(err)
@@ -214,7 +212,6 @@ func BenchmarkFunctionsOfDjango(b *testing.B) {
 		b.ReportMetric(1000*median(clock), "ms")
 		b.ReportMetric(1000*median(cpu), "CPU-ms")
 		b.ReportMetric(float64(held), "functions")
-		b.ReportMetric(float64(memory)/1024, "MiB")
 		b.ReportMetric(0, "ns/op")
 	})
 }
@@ -258,6 +255,7 @@ type observing struct {
 	lines  *bufio.Reader // of its standard error
 	out    bytes.Buffer
 	before time.Duration // its processor time until its probes were in place
+	memory float64       // its largest resident set until then, in MiB
 }
 
 // startProbe starts the command.
@@ -289,11 +287,6 @@ func (o *observing) attached(b *testing.B, begin string) {
 			break
 		}
 	}
-	o.before = o.stat(b)
-}
-
-func (o *observing) stat(b *testing.B) time.Duration {
-	b.Helper()
 	process, err := procfs.NewProc(o.cmd.Process.Pid)
 	if err != nil {
 		b.Fatal(err)
@@ -302,11 +295,16 @@ func (o *observing) stat(b *testing.B) time.Duration {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return time.Duration(stat.CPUTime() * float64(time.Second))
+	status, err := process.NewStatus()
+	if err != nil {
+		b.Fatal(err)
+	}
+	o.before = time.Duration(stat.CPUTime() * float64(time.Second))
+	o.memory = float64(status.VmHWM) / (1 << 20)
 }
 
-// ended waits for its end, and returns its processor time and its largest resident set in MiB.
-func (o *observing) ended(b *testing.B) (cpu time.Duration, memory float64) {
+// ended waits for its end, and returns its processor time.
+func (o *observing) ended(b *testing.B) time.Duration {
 	b.Helper()
 	for {
 		line, err := o.lines.ReadString('\n')
@@ -320,8 +318,7 @@ func (o *observing) ended(b *testing.B) (cpu time.Duration, memory float64) {
 	if err := o.cmd.Wait(); err != nil {
 		b.Fatalf("%v: %v", o.cmd.Args, err)
 	}
-	state := o.cmd.ProcessState
-	return state.UserTime() + state.SystemTime(), float64(state.SysUsage().(*syscall.Rusage).Maxrss) / 1024
+	return o.cmd.ProcessState.UserTime() + o.cmd.ProcessState.SystemTime()
 }
 
 // BenchmarkFollowOfACrowd measures what `follow --all` itself takes for a hundred processes that work: processor time
@@ -333,7 +330,7 @@ func BenchmarkFollowOfACrowd(b *testing.B) {
 	for b.Loop() {
 		o := startProbe(b, "follow", "--all", "--json", "--for", window.String())
 		o.attached(b, "following ")
-		cpu, memory := o.ended(b)
+		cpu := o.ended(b)
 		followed, told := 0, 0
 		for line := range bytes.Lines(o.out.Bytes()) {
 			var e observer.FollowEvent
@@ -352,7 +349,7 @@ func BenchmarkFollowOfACrowd(b *testing.B) {
 		}
 		b.ReportMetric(float64(o.before.Milliseconds()), "CPU-ms-to-attach")
 		b.ReportMetric(100*(cpu-o.before).Seconds()/window.Seconds(), "%CPU")
-		b.ReportMetric(memory, "MiB")
+		b.ReportMetric(o.memory, "MiB")
 		b.ReportMetric(float64(followed), "processes")
 		b.ReportMetric(float64(told)/window.Seconds(), "functions/s")
 	}
@@ -375,9 +372,8 @@ func BenchmarkWatchOfACrowd(b *testing.B) {
 			before += o.before
 		}
 		for _, o := range all {
-			cpu, rss := o.ended(b)
-			inWindow += cpu - o.before
-			memory, largest = memory+rss, max(largest, rss)
+			inWindow += o.ended(b) - o.before
+			memory, largest = memory+o.memory, max(largest, o.memory)
 			var report observer.WatchReport
 			if err := json.Unmarshal(o.out.Bytes(), &report); err != nil {
 				b.Fatal(err)
