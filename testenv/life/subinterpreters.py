@@ -48,7 +48,7 @@ def work():
             calls[0] += 1
 
 
-thread = threading.Thread(target=work)
+thread = threading.Thread(target=work, daemon=True)
 thread.start()
 if sys.version_info >= (3, 13):
     run("legacy")
