@@ -28,6 +28,9 @@ type Distribution struct {
 // String returns "requests 2.31.0".
 func (d *Distribution) String() string { return strings.TrimSpace(d.Name + " " + d.Version) }
 
+// isNamed reports whether a name, in any spelling, is the distribution's.
+func (d *Distribution) isNamed(name string) bool { return normalised(d.Name) == normalised(name) }
+
 // An origin is where the functions of a process come from, by the files of its distributions.
 type origin struct {
 	installed []*Distribution

@@ -111,9 +111,8 @@ func Functions(ctx context.Context, pid int, query FunctionQuery) (*FunctionRepo
 
 func functions(ctx context.Context, process *pyframes.Process, query FunctionQuery) (*FunctionReport, error) {
 	pid := process.PID()
-	report := &FunctionReport{PID: pid, Python: process.Interpreter().Version.String(), From: time.Now()}
-	if summary, ok := new(pyframes.Finder).Look(pid); ok {
-		report.Started = summary.Started
+	report := &FunctionReport{
+		PID: pid, Python: process.Interpreter().Version.String(), Started: pyframes.Started(pid), From: time.Now(),
 	}
 	var origin *origin
 	groups := map[string]*FunctionGroup{}
@@ -161,7 +160,7 @@ func functions(ctx context.Context, process *pyframes.Process, query FunctionQue
 // prepare makes the groups of a distribution that is installed, also when nothing of it is held.
 func (o *origin) prepare(name string, pid int, groups map[string]*FunctionGroup) error {
 	for _, d := range o.installed {
-		if normalised(d.Name) == normalised(name) {
+		if d.isNamed(name) {
 			groups[d.String()] = &FunctionGroup{Kind: OfDistribution, Distribution: d}
 		}
 	}
@@ -172,7 +171,7 @@ func (o *origin) prepare(name string, pid int, groups map[string]*FunctionGroup)
 }
 
 func (o *origin) isInstalled(name string) bool {
-	return slices.ContainsFunc(o.installed, func(d *Distribution) bool { return normalised(d.Name) == normalised(name) })
+	return slices.ContainsFunc(o.installed, func(d *Distribution) bool { return d.isNamed(name) })
 }
 
 func notInstalled(name string, pid int) error {
@@ -187,7 +186,7 @@ func (q *FunctionQuery) matches(o *origin, module, file string) bool {
 		return true
 	}
 	d, _ := o.of(file)
-	return d != nil && normalised(d.Name) == normalised(q.Package)
+	return d != nil && d.isNamed(q.Package)
 }
 
 // inModule reports whether a module is the wanted one or within it.

@@ -25,12 +25,9 @@ func Verify(ctx context.Context, pid int, targets []rc.Target, attached func()) 
 	}
 	defer process.Close()
 
-	w := &window{process: process, from: time.Now(), watched: map[uint64]bool{}}
+	w := &window{process: process, begun: pyframes.Started(pid), from: time.Now(), watched: map[uint64]bool{}}
 	for _, target := range targets {
 		w.subjects = append(w.subjects, &subject{target: target, hooks: map[uint64]*hookSeen{}, firstHits: map[uint64]bool{}})
-	}
-	if summary, ok := new(pyframes.Finder).Look(pid); ok {
-		w.begun = summary.Started
 	}
 	if err := w.look(); err != nil {
 		return nil, err

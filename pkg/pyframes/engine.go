@@ -110,15 +110,9 @@ func engineAddress(path string, maps []*procfs.ProcMap) (uint64, error) {
 	if err != nil {
 		return 0, errors.Join(ErrCorrupt, err)
 	}
-	var loads []elf.ProgHeader
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_LOAD {
-			loads = append(loads, p.ProgHeader)
-		}
-	}
 	for _, s := range symbols {
 		if s.Name == engineSymbol && s.Section != elf.SHN_UNDEF {
-			bias, err := loadBias(path, loads, maps)
+			bias, err := loadBias(path, loadSegments(f), maps)
 			return s.Value + bias, err
 		}
 	}

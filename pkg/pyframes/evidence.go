@@ -42,18 +42,14 @@ type Evidence struct {
 func (p *Process) Evidence(c Code) (Evidence, error) {
 	var e Evidence
 	err := p.answer(func(im *image) (err error) {
-		now, err := im.code(c.Addr)
+		now, err := im.codeStill(c)
 		if err != nil {
 			return err
-		}
-		gone := fmt.Errorf("%w: the code object of %s at %#x is gone; resolve it again", ErrTorn, c.QualName, c.Addr)
-		if !now.SameAs(c) {
-			return gone
 		}
 		now.QualName = c.QualName
 		e, err = im.evidence(now)
 		if !im.isStill(now) {
-			return gone
+			return gone(c)
 		}
 		return err
 	})
@@ -61,6 +57,19 @@ func (p *Process) Evidence(c Code) (Evidence, error) {
 		return Evidence{}, err
 	}
 	return e, nil
+}
+
+// codeStill reads a code object anew, which must be the one that was read before.
+func (im *image) codeStill(c Code) (Code, error) {
+	now, err := im.code(c.Addr)
+	if err == nil && !now.SameAs(c) {
+		err = gone(c)
+	}
+	return now, err
+}
+
+func gone(c Code) error {
+	return fmt.Errorf("%w: the code object of %s at %#x is gone; resolve it again", ErrTorn, c.QualName, c.Addr)
 }
 
 // ResumeAddress returns the address of the instruction that every start of a function executes: its
@@ -71,12 +80,9 @@ func (p *Process) ResumeAddress(c Code) (uint64, error) {
 	}
 	var addr uint64
 	err := p.answer(func(im *image) error {
-		now, err := im.code(c.Addr)
+		now, err := im.codeStill(c)
 		if err != nil {
 			return err
-		}
-		if !now.SameAs(c) {
-			return fmt.Errorf("%w: the code object of %s at %#x is gone; resolve it again", ErrTorn, c.QualName, c.Addr)
 		}
 		_, at, err := im.resume(now)
 		addr = now.Instructions + 2*uint64(at)

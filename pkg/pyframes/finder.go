@@ -253,36 +253,55 @@ func (f *Finder) Look(pid int) (Summary, bool) {
 	if err != nil {
 		return s, false
 	}
-	mapped, err := readMaps(pid)
-	if err == nil && len(mapped) == 0 {
-		return s, false // a kernel thread or a zombie
-	}
-	var builds []mappedBuild
-	if err == nil {
-		builds, err = f.interpreters(pid, mapped)
-	}
-	switch {
-	case errors.Is(err, ErrNotPython), errors.Is(err, ErrNoProcess):
-		return s, false
-	case err != nil:
-		comm, commErr := proc.Comm()
-		s.Err = fmt.Errorf("process %d: %w", pid, err)
-		f.describe(proc, &s)
-		return s, commErr == nil && strings.HasPrefix(comm, "python")
-	}
-	s.Interpreter = builds[0].in
 	p, err := f.Open(pid)
-	if err != nil {
-		s.Err = err
-		if errors.Is(err, ErrNoProcess) {
-			return s, false
-		}
-	} else {
+	switch {
+	case err == nil:
 		s.Interpreter = p.Interpreter()
 		p.Close()
+	case errors.Is(err, ErrNotPython), errors.Is(err, ErrNoProcess):
+		return s, false
+	default:
+		s.Err = err
+		// Its build may be known all the same.
+		mapped, err := readMaps(pid)
+		if err == nil && len(mapped) == 0 {
+			return s, false // a kernel thread or a zombie
+		}
+		var builds []mappedBuild
+		if err == nil {
+			builds, err = f.interpreters(pid, mapped)
+		}
+		switch {
+		case err == nil:
+			s.Interpreter = builds[0].in
+		case errors.Is(err, ErrNotPython), errors.Is(err, ErrNoProcess):
+			return s, false
+		default:
+			s.Err = fmt.Errorf("process %d: %w", pid, err)
+			if comm, err := proc.Comm(); err != nil || !strings.HasPrefix(comm, "python") {
+				return s, false
+			}
+		}
 	}
 	f.describe(proc, &s)
 	return s, true
+}
+
+// Started returns when a process began, the zero time when that cannot be told.
+func Started(pid int) time.Time {
+	proc, err := procfs.NewProc(pid)
+	if err != nil {
+		return time.Time{}
+	}
+	stat, err := proc.Stat()
+	if err != nil {
+		return time.Time{}
+	}
+	started, err := stat.StartTime()
+	if err != nil {
+		return time.Time{}
+	}
+	return time.UnixMilli(int64(started * 1000))
 }
 
 // describe fills in what /proc says of a process. What cannot be read stays as it is.
@@ -290,11 +309,7 @@ func (f *Finder) describe(proc procfs.Proc, s *Summary) {
 	if status, err := proc.NewStatus(); err == nil && len(status.NSpids) > 0 {
 		s.NamespacePID = int(status.NSpids[len(status.NSpids)-1])
 	}
-	if stat, err := proc.Stat(); err == nil {
-		if started, err := stat.StartTime(); err == nil {
-			s.Started = time.UnixMilli(int64(started * 1000))
-		}
-	}
+	s.Started = Started(s.PID)
 	groups, err := proc.Cgroups()
 	if err != nil {
 		return

@@ -8,8 +8,6 @@ import (
 	"iter"
 	"slices"
 	"time"
-
-	"github.com/prometheus/procfs"
 )
 
 // A FunctionState is a function that a process holds, and whether it ever ran.
@@ -489,13 +487,9 @@ func (s *functionScan) addEvidence(im *image, state *FunctionState, inPlace Code
 
 // writableMappings returns the private mappings that a process may write, where its objects are.
 func writableMappings(pid int) ([]span, error) {
-	proc, err := procfs.NewProc(pid)
+	maps, err := readAllMaps(pid)
 	if err != nil {
-		return nil, fmt.Errorf("read mappings: %w", procError(err))
-	}
-	maps, err := proc.ProcMaps()
-	if err != nil {
-		return nil, fmt.Errorf("read mappings: %w", procError(err))
+		return nil, err
 	}
 	var found []span
 	for _, m := range maps {

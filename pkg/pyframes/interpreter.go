@@ -127,6 +127,7 @@ func readInterpreter(r io.ReaderAt, path string) (*Interpreter, error) {
 		BuildID:  buildID(f),
 		machine:  f.Machine,
 		symbols:  make(map[string]uint64),
+		loads:    loadSegments(f),
 		exec:     f.Type == elf.ET_EXEC,
 	}
 	for _, s := range names {
@@ -137,11 +138,6 @@ func readInterpreter(r io.ReaderAt, path string) (*Interpreter, error) {
 			in.symbols[s.Name] = s.Value
 		}
 		in.Debug = in.Debug || debugSymbols[s.Name]
-	}
-	for _, p := range f.Progs {
-		if p.Type == elf.PT_LOAD {
-			in.loads = append(in.loads, p.ProgHeader)
-		}
 	}
 	if in.symbols["PyType_Type"] == 0 || in.symbols["_PyEval_EvalFrameDefault"] == 0 {
 		return nil, fmt.Errorf("%s: %w", path, ErrNotPython)

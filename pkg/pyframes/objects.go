@@ -73,7 +73,7 @@ func (im *image) isClass(object uint64) (bool, error) {
 // isInstance reports whether the object's type derives, by tp_base, from the named one.
 func (im *image) isInstance(object uint64, typeName string) (bool, error) {
 	t, err := im.word(object, objectType)
-	for depth := 0; err == nil && depth < 64; depth++ {
+	for depth := 0; err == nil && depth < maxBases; depth++ {
 		if t == im.addr[typeName] {
 			return true, nil
 		}

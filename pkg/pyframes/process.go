@@ -186,20 +186,21 @@ func (p *Process) Gone() error {
 
 // readMaps returns the mappings of files, in the order of addresses.
 func readMaps(pid int) ([]*procfs.ProcMap, error) {
+	maps, err := readAllMaps(pid)
+	return slices.DeleteFunc(maps, func(m *procfs.ProcMap) bool { return !strings.HasPrefix(m.Pathname, "/") }), err
+}
+
+// readAllMaps returns the mappings, in the order of addresses.
+func readAllMaps(pid int) ([]*procfs.ProcMap, error) {
 	proc, err := procfs.NewProc(pid)
+	var maps []*procfs.ProcMap
 	if err == nil {
-		var maps []*procfs.ProcMap
-		if maps, err = proc.ProcMaps(); err == nil {
-			files := maps[:0]
-			for _, m := range maps {
-				if strings.HasPrefix(m.Pathname, "/") {
-					files = append(files, m)
-				}
-			}
-			return files, nil
-		}
+		maps, err = proc.ProcMaps()
 	}
-	return nil, fmt.Errorf("read mappings: %w", procError(err))
+	if err != nil {
+		return nil, fmt.Errorf("read mappings: %w", procError(err))
+	}
+	return maps, nil
 }
 
 func procError(err error) error {
@@ -256,6 +257,16 @@ func (in *Interpreter) loadBias(maps []*procfs.ProcMap) (uint64, error) {
 		return 0, nil
 	}
 	return loadBias(in.Path, in.loads, maps)
+}
+
+// loadSegments returns the headers of what is mapped of a file.
+func loadSegments(f *elf.File) (loads []elf.ProgHeader) {
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_LOAD {
+			loads = append(loads, p.ProgHeader)
+		}
+	}
+	return loads
 }
 
 func loadBias(path string, loads []elf.ProgHeader, maps []*procfs.ProcMap) (uint64, error) {

@@ -61,9 +61,6 @@ func (im *image) mainModule(name string) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if len(states) == 0 {
-		return 0, ErrNotReady
-	}
 	modules, err := im.modules(states[0])
 	if err != nil {
 		return 0, err
