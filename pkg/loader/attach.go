@@ -58,11 +58,7 @@ func (c *collection) attachOne(executable *link.Executable, path string, pid int
 			options.RefCtrOffsets = append(options.RefCtrOffsets, p.semaphore)
 			options.Cookies = append(options.Cookies, uint64(first+i))
 		}
-		var l link.Link
-		err := undisturbed(func() (err error) {
-			l, err = executable.UprobeMulti(nil, program, options)
-			return err
-		})
+		l, err := undisturbed(func() (link.Link, error) { return executable.UprobeMulti(nil, program, options) })
 		if err != nil {
 			return fmt.Errorf("attaching to %s: %w", path, permission(err))
 		}
@@ -75,11 +71,7 @@ func (c *collection) attachOne(executable *link.Executable, path string, pid int
 		if cookiesSupported() {
 			options.Cookie = uint64(first + i)
 		}
-		var l link.Link
-		err := undisturbed(func() (err error) {
-			l, err = executable.Uprobe("", program, options)
-			return err
-		})
+		l, err := undisturbed(func() (link.Link, error) { return executable.Uprobe("", program, options) })
 		if err != nil {
 			return fmt.Errorf("attaching to %s: %w", path, permission(err))
 		}
@@ -91,12 +83,12 @@ func (c *collection) attachOne(executable *link.Executable, path string, pid int
 
 // undisturbed calls the kernel until what it says is not of the moment: Go's runtime interrupts system calls
 // by signals, and a process that is being replaced (exec) is locked.
-func undisturbed(call func() error) error {
+func undisturbed[T any](call func() (T, error)) (T, error) {
 	const times = 100
 	for i := 1; ; i++ {
-		err := call()
+		made, err := call()
 		if i == times || !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) {
-			return err
+			return made, err
 		}
 		time.Sleep(time.Millisecond)
 	}

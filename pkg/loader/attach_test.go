@@ -22,11 +22,11 @@ func TestUndisturbed(t *testing.T) {
 		{unix.EPERM, 1000, 1, unix.EPERM},
 	} {
 		calls := 0
-		err := undisturbed(func() error {
+		_, err := undisturbed(func() (int, error) {
 			if calls++; calls <= c.times {
-				return c.err
+				return 0, c.err
 			}
-			return nil
+			return 0, nil
 		})
 		if calls != c.calls || !errors.Is(err, c.want) || (err == nil) != (c.want == nil) {
 			t.Errorf("%v, %d times: %v after %d calls, want %v after %d", c.err, c.times, err, calls, c.want, c.calls)

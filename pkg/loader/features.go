@@ -82,11 +82,7 @@ func haveBreakpoints() error {
 	watched := new(uint64)
 	pinned.Pin(watched)
 	defer pinned.Unpin()
-	attr := unix.PerfEventAttr{
-		Type: unix.PERF_TYPE_BREAKPOINT, Size: uint32(unsafe.Sizeof(unix.PerfEventAttr{})),
-		Bp_type: 3, Ext1: uint64(uintptr(unsafe.Pointer(watched))), Ext2: 1, // HW_BREAKPOINT_RW, a byte
-		Bits: unix.PerfBitDisabled | unix.PerfBitExcludeKernel | unix.PerfBitExcludeHv,
-	}
+	attr := breakpoint(uint64(uintptr(unsafe.Pointer(watched))))
 	fd, err := unix.PerfEventOpen(&attr, 0, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("watching an address: %w", err)

@@ -35,7 +35,7 @@ func (c HitCost) total(hits, stepped uint64) time.Duration {
 // A hit is missed when the page that it is read from is being moved, which is no reason to count on none:
 // then it measures again.
 var MeasureHitCost = sync.OnceValues(func() (cost HitCost, err error) {
-	for range measurements {
+	for range attempts {
 		if cost, err = measureHitCost(); !errors.Is(err, errMissed) {
 			break
 		}
@@ -46,11 +46,12 @@ var MeasureHitCost = sync.OnceValues(func() (cost HitCost, err error) {
 var errMissed = errors.New("hits were missed")
 
 // How often the probed instructions are passed, and how many times that is done, of which the median
-// is taken.
+// is taken; and how often to measure again.
 const (
 	emulatedPasses = 2000
 	steppedPasses  = 200
 	measurements   = 5
+	attempts       = 5
 )
 
 func measureHitCost() (cost HitCost, err error) {

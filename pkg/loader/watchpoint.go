@@ -113,27 +113,30 @@ const (
 	removeOnExec  = 1 << 36
 )
 
+// breakpoint is an event at each access of the program's to the byte at an address, once it is enabled.
+func breakpoint(addr uint64) unix.PerfEventAttr {
+	return unix.PerfEventAttr{
+		Type:    unix.PERF_TYPE_BREAKPOINT,
+		Size:    uint32(unsafe.Sizeof(unix.PerfEventAttr{})),
+		Bp_type: 3, // HW_BREAKPOINT_RW
+		Ext1:    addr,
+		Ext2:    1, // byte
+		Bits:    unix.PerfBitExcludeKernel | unix.PerfBitExcludeHv | unix.PerfBitDisabled,
+	}
+}
+
 // threadsInherit is a variable so that a test can cover older kernels on a new one.
 var threadsInherit = func() bool { return true }
 
 func (w *Watchpoints) watchThread(tid int) error {
 	for _, point := range w.points {
-		attr := unix.PerfEventAttr{
-			Type:    unix.PERF_TYPE_BREAKPOINT,
-			Size:    uint32(unsafe.Sizeof(unix.PerfEventAttr{})),
-			Bp_type: 3, // HW_BREAKPOINT_RW
-			Ext1:    point.Resume,
-			Ext2:    1, // byte
-			Sample:  1, // the program runs at each access
-			Bits:    unix.PerfBitExcludeKernel | unix.PerfBitExcludeHv | unix.PerfBitDisabled,
-		}
+		attr := breakpoint(point.Resume)
+		attr.Sample = 1 // the program runs at each access
 		if w.inherit {
 			attr.Bits |= unix.PerfBitInherit | inheritThread | removeOnExec
 		}
-		var fd int
-		err := undisturbed(func() (err error) {
-			fd, err = unix.PerfEventOpen(&attr, tid, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
-			return err
+		fd, err := undisturbed(func() (int, error) {
+			return unix.PerfEventOpen(&attr, tid, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
 		})
 		if errors.Is(err, unix.EINVAL) && w.inherit {
 			w.inherit = false
