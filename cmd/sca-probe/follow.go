@@ -5,12 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"sca-probe/pkg/observer"
 )
@@ -50,7 +47,7 @@ Needs CAP_SYS_PTRACE, and CAP_BPF with CAP_PERFMON (or CAP_SYS_ADMIN).`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, unix.SIGTERM)
+			ctx, stop := untilInterrupted(cmd)
 			defer stop()
 			ctx, cancel := context.WithCancel(ctx)
 			defer cancel()

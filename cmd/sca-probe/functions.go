@@ -3,11 +3,9 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
+	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"sca-probe/pkg/observer"
 )
@@ -44,7 +42,7 @@ Exits 1 when a --package is not installed.`,
   sca-probe functions --pid 4242 --module django.http --never`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, unix.SIGTERM)
+			ctx, stop := untilInterrupted(cmd)
 			defer stop()
 			var end func()
 			query.Progress, end = progress(cmd.ErrOrStderr(), "reading functions")
@@ -125,16 +123,13 @@ func printFunctions(w io.Writer, report *observer.FunctionReport, list functions
 	}
 	fmt.Fprintf(w, "\nprocess %d (Python %s): %s\n", report.PID, report.Python, executedOf(&total))
 	if total.Never > 0 && report.NeverMisses != "" {
-		fmt.Fprintf(w, "never: left no mark until %s; %s\n", report.To.Format(clock), report.NeverMisses)
+		fmt.Fprintf(w, "never: left no mark until %s; %s\n", report.To.Format(time.TimeOnly), report.NeverMisses)
 	}
 	if total.Unknown > 0 && report.UnknownMisses != "" {
 		fmt.Fprintf(w, "unknown: no mark, but on Python %s %s\n", report.Python, report.UnknownMisses)
 	}
 	return nil
 }
-
-// clock is how times of the day are printed.
-const clock = "15:04:05"
 
 // executedOf returns "41 of 312 functions executed, 3 unknown".
 func executedOf(g *observer.FunctionGroup) string {

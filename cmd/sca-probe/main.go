@@ -3,11 +3,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 )
 
 // Exit codes besides 0.
@@ -39,6 +42,11 @@ func main() {
 		os.Exit(exitUsage)
 	}
 	os.Exit(exitFailure)
+}
+
+// untilInterrupted returns a command's context, which an interrupt or SIGTERM ends until stop is called.
+func untilInterrupted(cmd *cobra.Command) (ctx context.Context, stop context.CancelFunc) {
+	return signal.NotifyContext(cmd.Context(), os.Interrupt, unix.SIGTERM)
 }
 
 func newRootCommand() *cobra.Command {

@@ -3,12 +3,9 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"sca-probe/pkg/observer"
 )
@@ -34,7 +31,7 @@ build, the engine's numbers and the reasons besides.`,
 		Example: "  sca-probe ps\n  sca-probe ps --json | jq '.[] | select(.engine == null) | .pid'",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, unix.SIGTERM)
+			ctx, stop := untilInterrupted(cmd)
 			defer stop()
 			tell, end := progress(cmd.ErrOrStderr(), "looking at processes")
 			list, unreadable, err := observer.Processes(ctx, tell)

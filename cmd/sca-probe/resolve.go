@@ -3,11 +3,8 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"sca-probe/pkg/observer"
 )
@@ -30,7 +27,7 @@ Exits 1 when a target does not resolve.`,
 			if err != nil {
 				return err
 			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, unix.SIGTERM)
+			ctx, stop := untilInterrupted(cmd)
 			defer stop()
 			tell, end := progress(cmd.ErrOrStderr(), "resolving")
 			resolutions, err := observer.Resolve(ctx, pid, targets, tell)

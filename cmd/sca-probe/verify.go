@@ -4,12 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"sca-probe/pkg/observer"
 )
@@ -50,7 +47,7 @@ Exits 1 when a target does not resolve, 3 when a verdict is contradicted.`,
 			if window <= 0 {
 				return usageError{fmt.Errorf("--for %s: the window must be longer than nothing", window)}
 			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, unix.SIGTERM)
+			ctx, stop := untilInterrupted(cmd)
 			defer stop()
 			ctx, cancel := context.WithCancel(ctx)
 			defer cancel()
@@ -62,12 +59,10 @@ Exits 1 when a target does not resolve, 3 when a verdict is contradicted.`,
 				go func() { showWindow(ctx, window, tell); end(); close(shown) }()
 			})
 			cancel()
-			if err == nil {
-				<-shown
-			}
 			if err != nil {
 				return err
 			}
+			<-shown
 			if asJSON {
 				err = writeJSON(cmd.OutOrStdout(), reports)
 			} else {
@@ -153,11 +148,11 @@ func seenIn(s observer.Statement) string {
 	if s.From == nil {
 		return "-"
 	}
-	from := s.From.Format(clock)
+	from := s.From.Format(time.TimeOnly)
 	if s.To.Sub(*s.From) > 12*time.Hour {
 		from = s.From.Format(time.DateTime)
 	}
-	return from + "–" + s.To.Format(clock)
+	return from + "–" + s.To.Format(time.TimeOnly)
 }
 
 func saw(s observer.Statement) string {

@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"sca-probe/pkg/observer"
@@ -43,7 +41,7 @@ Needs CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH, and CAP_BPF with CAP_PERFMON (or CAP_
 			if top < 0 {
 				return usageError{fmt.Errorf("--top %d: it must be 0, for all, or more", top)}
 			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, unix.SIGTERM)
+			ctx, stop := untilInterrupted(cmd)
 			defer stop()
 			report, err := watch(ctx, cmd, pid, options, asJSON)
 			if err != nil {
@@ -129,7 +127,7 @@ func printWatch(w io.Writer, report *observer.WatchReport, top int) error {
 		exact = "lower bounds: of the starts, " + report.Losses
 	}
 	fmt.Fprintf(w, "\nprocess %d (Python %s), from %s to %s: counts are %s; overhead about %.1f %% (a hit costs %v here, or %v)\n",
-		report.PID, report.Python, report.From.Format(clock), report.To.Format(clock), exact, 100*report.Overhead, report.HitCost.Emulated, report.HitCost.Stepped)
+		report.PID, report.Python, report.From.Format(time.TimeOnly), report.To.Format(time.TimeOnly), exact, 100*report.Overhead, report.HitCost.Emulated, report.HitCost.Stepped)
 	if report.Unnamed > 0 {
 		fmt.Fprintf(w, "%d starts besides were of code that was freed before its name was read\n", report.Unnamed)
 	}
