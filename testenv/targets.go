@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"encoding/json"
+	"fmt"
 	"testing"
 )
 
@@ -12,20 +13,35 @@ type TargetCase struct {
 	Refused string // the kind of refusal: "not-imported", "not-found", "not-python-function", "ambiguous"
 }
 
+// TargetTable is the expression that has the table, once the module targets is imported.
+const TargetTable = "sys.modules['targets'].table()"
+
+// UnmarshalJSON reads a row of the table: target, code, refused.
+func (c *TargetCase) UnmarshalJSON(row []byte) error {
+	var cells [3]json.RawMessage
+	if err := json.Unmarshal(row, &cells); err != nil {
+		return err
+	}
+	for i, field := range []any{&c.Target, &c.Code, &c.Refused} {
+		if err := json.Unmarshal(cells[i], field); err != nil {
+			return fmt.Errorf("targets.py: %w", err)
+		}
+	}
+	return nil
+}
+
 // TargetCases imports the module targets into a subject and returns its table. The addresses
 // hold as long as nothing patches the subject's functions.
 func TargetCases(t *testing.T, s *Subject) []TargetCase {
 	t.Helper()
 	s.Exec("import targets")
-	rows := s.Eval("sys.modules['targets'].table()").([]any)
-	cases := make([]TargetCase, len(rows))
-	for i, row := range rows {
-		cells := row.([]any)
-		code, err := cells[1].(json.Number).Int64()
-		if err != nil {
-			t.Fatalf("targets.py, case %d: %v", i, err)
-		}
-		cases[i] = TargetCase{Target: cells[0].(string), Code: uint64(code), Refused: cells[2].(string)}
+	table, err := json.Marshal(s.Eval(TargetTable))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cases []TargetCase
+	if err := json.Unmarshal(table, &cases); err != nil {
+		t.Fatal(err)
 	}
 	return cases
 }

@@ -106,17 +106,13 @@ func (s *subject) targets() ([]pyframes.KnownTarget, error) {
 	if err := s.ask(map[string]any{"exec": "import targets"}, nil); err != nil {
 		return nil, err
 	}
-	var rows [][3]json.RawMessage
-	if err := s.ask(map[string]any{"eval": "sys.modules['targets'].table()"}, &rows); err != nil {
+	var cases []testenv.TargetCase
+	if err := s.ask(map[string]any{"eval": testenv.TargetTable}, &cases); err != nil {
 		return nil, err
 	}
-	known := make([]pyframes.KnownTarget, len(rows))
-	for i, row := range rows {
-		for j, field := range []any{&known[i].Target, &known[i].Code, &known[i].Refused} {
-			if err := json.Unmarshal(row[j], field); err != nil {
-				return nil, fmt.Errorf("targets.py, case %d: %w", i, err)
-			}
-		}
+	known := make([]pyframes.KnownTarget, len(cases))
+	for i, c := range cases {
+		known[i] = pyframes.KnownTarget(c)
 	}
 	return known, nil
 }
