@@ -117,24 +117,20 @@ func (s *pushedSource) tell() {
 		a := &applied[n]
 		n++
 		a.path, a.edition = cString(path), C.uint64_t(s.editions[path])
-		a.state, a.error = C.SCA_UNACKNOWLEDGED, cString(message(state.Err))
+		reason := ""
 		switch {
 		case state.Err != nil:
-			a.state = C.SCA_REFUSED
+			a.state, reason = C.SCA_REFUSED, state.Err.Error()
 		case state.Applied:
 			a.state = C.SCA_ACKNOWLEDGED
+		default:
+			a.state = C.SCA_UNACKNOWLEDGED
 		}
+		a.error = cString(reason)
 	}
 	C.host_applied(s.in.host, &applied[0], C.size_t(n))
 	for _, a := range applied[:n] {
 		C.free(unsafe.Pointer(a.path))
 		C.free(unsafe.Pointer(a.error))
 	}
-}
-
-func message(err error) string {
-	if err == nil {
-		return ""
-	}
-	return err.Error()
 }

@@ -232,12 +232,7 @@ static void note_one(void *array, size_t i)
 	strncpy(which->error, applied->error, sizeof(which->error) - 1);
 }
 
-static void stop_noting(void *array, size_t i)
-{
-	(void)array, (void)i;
-}
-
 void sca_host_applied(struct sca_applied *applied, size_t count)
 {
-	sca_in_turns(applied, count, note_one, stop_noting);
+	sca_in_turns(applied, count, note_one, NULL);
 }

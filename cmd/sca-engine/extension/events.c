@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "events.h"
 
+#include "deadline.h"
 #include "numbers.h"
 
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* Far more than patching takes (0.1 ms), also where the engine's threads wait for a processor a quarter of a second. */
 #define IMPORT_WAIT_NS 1000000000
@@ -33,14 +33,9 @@ static PyObject *watched; /* set of str; guarded by the GIL */
 
 void sca_events_begin(void)
 {
-	pthread_condattr_t monotonic;
-
-	pthread_condattr_init(&monotonic);
-	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
 	pthread_mutex_init(&lock, NULL);
-	pthread_cond_init(&arrived, &monotonic);
-	pthread_cond_init(&handled, &monotonic);
-	pthread_condattr_destroy(&monotonic);
+	sca_deadline_cond(&arrived);
+	sca_deadline_cond(&handled);
 	first = NULL;
 	last = &first;
 	requests = hit = pushed = 0;
@@ -54,17 +49,6 @@ void sca_events_end(void)
 	pthread_cond_broadcast(&arrived);
 	pthread_cond_broadcast(&handled);
 	pthread_mutex_unlock(&lock);
-}
-
-static struct timespec after(uint64_t ns)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	ns += t.tv_nsec;
-	t.tv_sec += ns / 1000000000;
-	t.tv_nsec = ns % 1000000000;
-	return t;
 }
 
 int sca_event_watch(const char *const *modules, size_t count)
@@ -96,7 +80,7 @@ int sca_event_imports_watched(void)
 static int post(enum sca_event_kind kind, const char *module, uint64_t ns, char **answer)
 {
 	struct request *request = calloc(1, sizeof(*request));
-	struct timespec deadline = after(ns);
+	struct timespec deadline = sca_deadline(ns);
 	int late = 0;
 
 	*answer = NULL;
@@ -190,7 +174,7 @@ void sca_event_pushed(void)
 
 int sca_event_wait(uint64_t ns)
 {
-	struct timespec deadline = after(ns);
+	struct timespec deadline = sca_deadline(ns);
 	int timeout = 0, more;
 
 	pthread_mutex_lock(&lock);

@@ -21,12 +21,6 @@ static void release_reading(struct sca_reading *r)
 	Py_CLEAR(r->exceptiontable);
 }
 
-/* The process is ending: what is left goes with it. */
-static void leave_one(void *array, size_t i)
-{
-	(void)array, (void)i;
-}
-
 /* The one walk for all hooks of functions in functions. */
 struct walk {
 	struct sca_hook **hooks;
@@ -49,7 +43,7 @@ static void walk_one(void *array, size_t i)
 static void walk_for(struct walk *walk)
 {
 	if (walk->count > 0)
-		sca_in_turns(walk, 1, walk_one, leave_one);
+		sca_in_turns(walk, 1, walk_one, NULL);
 }
 
 /* Adds a hook to a walk; without memory for the list it gets a walk of its own. */
@@ -119,7 +113,7 @@ static void release_one(void *array, size_t i)
 
 void sca_host_release(struct sca_reading *readings, size_t count)
 {
-	sca_in_turns(readings, count, release_one, leave_one);
+	sca_in_turns(readings, count, release_one, NULL);
 }
 
 static void swap_one(void *array, size_t i)
@@ -196,7 +190,7 @@ static void drop_one(void *array, size_t i)
 
 void sca_host_drop(struct sca_hook **hooks, size_t count)
 {
-	sca_in_turns(hooks, count, drop_one, leave_one);
+	sca_in_turns(hooks, count, drop_one, NULL);
 }
 
 struct living {
@@ -276,7 +270,7 @@ void sca_host_watch(const char *const *modules, size_t count)
 {
 	struct watch watch = { modules, count };
 
-	sca_in_turns(&watch, 1, watch_one, leave_one);
+	sca_in_turns(&watch, 1, watch_one, NULL);
 }
 
 struct line {

@@ -3,6 +3,7 @@
 #include "runtime.h"
 
 #include "configurations.h"
+#include "deadline.h"
 #include "descriptors.h"
 #include "events.h"
 #include "numbers.h"
@@ -19,7 +20,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
 #ifndef MFD_EXEC
@@ -269,13 +269,8 @@ static int start_threads(uint64_t grace)
 
 static void init_lock(void)
 {
-	pthread_condattr_t monotonic;
-
-	pthread_condattr_init(&monotonic);
-	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
 	pthread_mutex_init(&lock, NULL);
-	pthread_cond_init(&changed, &monotonic);
-	pthread_condattr_destroy(&monotonic);
+	sca_deadline_cond(&changed);
 }
 
 static void before_fork(void)
@@ -380,8 +375,7 @@ int sca_runtime_start(const char *source, int major, int minor, int magic)
 		PyErr_SetFromErrno(PyExc_OSError);
 		return -1;
 	}
-	clock_gettime(CLOCK_MONOTONIC, &deadline);
-	deadline.tv_sec += READY_WAIT_NS / 1000000000;
+	deadline = sca_deadline(READY_WAIT_NS);
 	Py_BEGIN_ALLOW_THREADS
 	pthread_mutex_lock(&lock);
 	while (!ready && pthread_cond_timedwait(&changed, &lock, &deadline) == 0)

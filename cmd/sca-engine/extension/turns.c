@@ -130,7 +130,7 @@ static void take_turns(void *context)
 		if (i < items->count)
 			nanosleep(&pause, NULL);
 	}
-	for (; i < items->count; i++)
+	for (; items->stop && i < items->count; i++)
 		items->stop(items->array, i);
 }
 

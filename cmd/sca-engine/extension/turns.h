@@ -17,7 +17,8 @@ void sca_turns_serve(void);
 /* Gives work to that thread and waits until it is done. */
 void sca_turns_run(void (*work)(void *context), void *context);
 
-/* Calls step for each item, in as many turns as it takes; stop for each item that no turn came to. */
+/* Calls step for each item, in as many turns as it takes; stop, if there is one, for each item that no turn came to. The
+ * process is ending then: what is left goes with it. */
 void sca_in_turns(void *array, size_t count, void (*step)(void *array, size_t i),
 		  void (*stop)(void *array, size_t i));
 
