@@ -25,9 +25,14 @@ _loaded = None  # the module sca_probe._engine, once started
 _source = None  # what it follows
 
 
+def is_on(name, environ=os.environ):
+    """Whether a variable is 1 or true."""
+    return environ.get(name, "").strip().lower() in ("1", "true")
+
+
 def enabled(environ=os.environ):
     """Whether the environment turns the engine on."""
-    return all(environ.get(name, "").strip().lower() in ("1", "true") for name in GATES)
+    return all(is_on(name, environ) for name in GATES)
 
 
 def _unsupported():

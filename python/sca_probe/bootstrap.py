@@ -38,12 +38,12 @@ def begin(explicit=False):
         if installed and (not explicit or source in (None, "", DDTRACE)):
             arm()
         elif source == DDTRACE:
-            _log("the engine stays off: %s is ddtrace, which is not installed", sca_probe.SOURCE_VARIABLE)
+            sca_probe._log("the engine stays off: %s is ddtrace, which is not installed", sca_probe.SOURCE_VARIABLE)
         # Without ddtrace there is nothing to wait for, and every import would go by the entry: a debugger sees it.
         elif sca_probe.start() and installed:
             arm()  # hits are told to ddtrace whatever the source
     except Exception as error:
-        _log("the engine stays off: %s", error)
+        sca_probe._log("the engine stays off: %s", error)
 
 
 def _ddtrace_is_installed():
@@ -52,12 +52,6 @@ def _ddtrace_is_installed():
         return getattr(sys.modules[DDTRACE], "__file__", None) is not None
     spec = find_spec(DDTRACE)
     return spec is not None and spec.origin is not None
-
-
-def _log(message, *args):
-    import logging
-
-    logging.getLogger("sca_probe").warning("sca-probe: " + message, *args)
 
 
 def arm():
@@ -79,7 +73,7 @@ def arm():
     elif any(entry.endswith("ddtrace/bootstrap") for entry in sys.path):  # where ddtrace-run puts it
         from importlib.metadata import version
 
-        _log("the engine stays off: ddtrace %s is not supported; 2.x, 3.x and 4.x are", version(DDTRACE))
+        sca_probe._log("the engine stays off: ddtrace %s is not supported; 2.x, 3.x and 4.x are", version(DDTRACE))
 
 
 def _has_preload():
@@ -91,7 +85,7 @@ def _register(preload):
     try:
         preload.register_post_preload(start)
     except AttributeError as error:
-        _log("the engine stays off: this ddtrace is not as known: %s", error)
+        sca_probe._log("the engine stays off: this ddtrace is not as known: %s", error)
 
 
 def _subscribe_before_polls(worker):
@@ -154,9 +148,9 @@ def _integration():
 
         return runtime
     except ImportError as error:
-        _log("the engine stays off: this ddtrace is not as known: %s", error)
+        sca_probe._log("the engine stays off: this ddtrace is not as known: %s", error)
     except Exception as error:
-        _log("the engine stays off: %s", error)
+        sca_probe._log("the engine stays off: %s", error)
     _refused = True
     return None
 

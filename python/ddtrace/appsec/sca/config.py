@@ -8,12 +8,13 @@ import os
 from typing import NamedTuple
 from typing import Optional
 
+import sca_probe
+
 import ddtrace
 
 
 DETECTION_VARIABLE = "DD_SCA_DETECTION_ENABLED"
 PRODUCT_VARIABLE = "SCA_PROBE_RC_PRODUCT"
-SOURCE_VARIABLE = "SCA_PROBE_RC_SOURCE"
 BUNDLED_VARIABLE = "SCA_PROBE_BUNDLED_TARGETS"
 
 #: The lines of ddtrace that the integration is tested with: the major versions.
@@ -41,10 +42,6 @@ def line() -> int:
     return int(major)
 
 
-def _is_true(name: str) -> bool:
-    return os.environ.get(name, "").strip().lower() in ("1", "true")
-
-
 def _appsec() -> object:
     """ddtrace's settings of AppSec."""
     if line() >= 4:
@@ -70,7 +67,7 @@ def appsec_enabled() -> bool:
 
 def gate() -> Gate:
     """The gate as it is at this moment. Raises Unsupported where ddtrace cannot be asked."""
-    if not _is_true(DETECTION_VARIABLE):
+    if not sca_probe.is_on(DETECTION_VARIABLE):
         return Gate(False, False, "%s is not 1" % DETECTION_VARIABLE)
     try:
         from ddtrace.internal.serverless import in_aws_lambda
@@ -93,10 +90,10 @@ def product() -> str:
 
 def source() -> Optional[str]:
     """Where Remote Configuration comes from, None for ddtrace's own."""
-    chosen = os.environ.get(SOURCE_VARIABLE)
+    chosen = os.environ.get(sca_probe.SOURCE_VARIABLE)
     return None if chosen in (None, "", "ddtrace") else chosen
 
 
 def bundled_targets() -> bool:
     """Whether ddtrace's bundled list of vulnerable functions is instrumented too."""
-    return _is_true(BUNDLED_VARIABLE)
+    return sca_probe.is_on(BUNDLED_VARIABLE)
