@@ -172,8 +172,7 @@ def of_three_calls(name):
 		}
 		s.Exec(`assert instrumenter.instrument("spread", spread)`)
 		expect("ddtrace alone", "spread", 0, 6)
-		s.configure("shapes:one_line")
-		s.await("shapes:one_line", "patched")
+		s.patch("shapes:one_line")
 		s.Exec(`assert instrumenter.instrument("one_line", one_line)`)
 		expect("the engine first", "one_line", 3, 3)
 		s.configure("shapes:one_line", "shapes:again")

@@ -27,8 +27,7 @@ func TestContradictionIsLoud(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := startService(t, in, testenv.Gates...)
-			s.configure("shapes:plain")
-			s.await("shapes:plain", "patched")
+			s.patch("shapes:plain")
 			cmd := exec.Command(testenv.ProbePath(t), "verify", "--pid", fmt.Sprint(s.PID()), "--for", "1m", "shapes:plain")
 			pipe, err := cmd.StderrPipe()
 			if err != nil {

@@ -160,8 +160,7 @@ func TestTargetsThatCannotBeInstrumented(t *testing.T) {
 func TestMalformedPayloadKeepsTheLastGoodSet(t *testing.T) {
 	testenv.EachInterpreter(t, testenv.Engine, func(t *testing.T, in testenv.Interpreter) {
 		s := startService(t, in, testenv.Gates...)
-		s.configure("shapes:plain")
-		s.await("shapes:plain", "patched")
+		s.patch("shapes:plain")
 		for _, bad := range []string{"", "{", `{"sca_instrumentation": {"targets": ["shapes:plain", 7]}}`, `{"sca_instrumentation": {"targets": ["no colon"]}}`} {
 			refusals := strings.Count(s.Stderr(), "refused")
 			s.write(bad)
@@ -197,8 +196,7 @@ STATUS = os.WEXITSTATUS(os.waitpid(pid, 0)[1])
 func TestForkedChildCountsOnItsOwn(t *testing.T) {
 	testenv.EachInterpreter(t, testenv.Engine, func(t *testing.T, in testenv.Interpreter) {
 		s := startService(t, in, testenv.Gates...)
-		s.configure("shapes:plain")
-		s.await("shapes:plain", "patched")
+		s.patch("shapes:plain")
 		s.Call("plain", 3)
 		s.Exec(forked)
 		if got := fmt.Sprint(s.Eval("STATUS")); got != "7" {
@@ -213,8 +211,7 @@ func TestForkedChildCountsOnItsOwn(t *testing.T) {
 func TestExitCodeIsTheProgramsOwn(t *testing.T) {
 	testenv.EachInterpreter(t, testenv.Engine, func(t *testing.T, in testenv.Interpreter) {
 		s := startService(t, in, testenv.Gates...)
-		s.configure("shapes:plain")
-		s.await("shapes:plain", "patched")
+		s.patch("shapes:plain")
 		s.Exit(3)
 	})
 }

@@ -43,15 +43,13 @@ func TestLifecycle(t *testing.T) {
 	type object = map[string]any
 	cases := map[string]func(t *testing.T, s *service){
 		"redefined": func(t *testing.T, s *service) {
-			s.configure("lifecycle:f")
-			s.await("lifecycle:f", "patched")
+			s.patch("lifecycle:f")
 			s.Exec("old = m.f; original = m.alias.__code__.co_consts[-1].original\nexec('def f(): return 5', m.__dict__)")
 			s.eventually("m.f() == 5 and hits('lifecycle:f') > 0")
 			s.must("old.__code__ is original")
 		},
 		"deleted and defined again": func(t *testing.T, s *service) {
-			s.configure("lifecycle:g")
-			s.await("lifecycle:g", "patched")
+			s.patch("lifecycle:g")
 			s.Exec("old = m.g; del m.g")
 			s.await("lifecycle:g", "unresolved")
 			s.must("old() == 2 and type(old.__code__.co_consts[-1]).__name__ != 'Hook'")
@@ -60,16 +58,14 @@ func TestLifecycle(t *testing.T) {
 			s.must("m.g() == 2 and hits('lifecycle:g') == 1")
 		},
 		"module removed": func(t *testing.T, s *service) {
-			s.configure("lifecycle:f")
-			s.await("lifecycle:f", "patched")
+			s.patch("lifecycle:f")
 			s.Exec("del sys.modules['lifecycle']")
 			s.await("lifecycle:f", "pending")
 			s.Exec("sys.modules['lifecycle'] = m")
 			s.await("lifecycle:f", "patched")
 		},
 		"monkeypatched with a wrapper that wraps it": func(t *testing.T, s *service) {
-			s.configure("lifecycle:f")
-			s.await("lifecycle:f", "patched")
+			s.patch("lifecycle:f")
 			s.Exec("import functools\ninner = m.f\n@functools.wraps(inner)\ndef wrapper(): return inner()\nm.f = wrapper")
 			s.Exec("for i in range(4): m.f()")
 			s.must("hits('lifecycle:f') == 4")
@@ -78,8 +74,7 @@ func TestLifecycle(t *testing.T) {
 			s.must("hits('lifecycle:f') == 5")
 		},
 		"code assigned over it": func(t *testing.T, s *service) {
-			s.configure("lifecycle:f")
-			s.await("lifecycle:f", "patched")
+			s.patch("lifecycle:f")
 			s.Exec("m.f.__code__ = (lambda: 6).__code__")
 			s.eventually("m.f() == 6 and hits('lifecycle:f') > 0")
 			s.configure()
@@ -87,8 +82,7 @@ func TestLifecycle(t *testing.T) {
 			s.must("m.f() == 6")
 		},
 		"code rewritten by something else": func(t *testing.T, s *service) {
-			s.configure("lifecycle:f")
-			s.await("lifecycle:f", "patched")
+			s.patch("lifecycle:f")
 			s.Exec("m.f.__code__ = m.f.__code__.replace(co_name='renamed')")
 			s.Exec("for i in range(4): m.f()")
 			s.must("hits('lifecycle:f') == 4")
@@ -110,8 +104,7 @@ func TestLifecycle(t *testing.T) {
 		},
 		"a wrapper's code assigned over it": func(t *testing.T, s *service) { // as ddtrace wraps functions
 			s.Exec("original = m.f.__code__")
-			s.configure("lifecycle:f")
-			s.await("lifecycle:f", "patched")
+			s.patch("lifecycle:f")
 			s.Exec("inner = types.FunctionType(m.f.__code__, m.f.__globals__)\nm.f.__code__ = eval('lambda: inner()').__code__\nm.inner = inner")
 			s.eventually("m.f() == 1 and inner.__code__ is original")
 			s.Exec("before = hits('lifecycle:f'); m.f(); m.f()")
@@ -121,9 +114,7 @@ func TestLifecycle(t *testing.T) {
 			s.must("m.f() == 1 and 'Hook' not in str(m.f.__code__.co_consts)")
 		},
 		"two names for one function": func(t *testing.T, s *service) {
-			s.configure("lifecycle:f", "lifecycle:alias")
-			s.await("lifecycle:f", "patched")
-			s.await("lifecycle:alias", "patched")
+			s.patch("lifecycle:f", "lifecycle:alias")
 			s.Exec("for i in range(3): m.f()")
 			s.must("hits('lifecycle:f') == 3 and hits('lifecycle:alias') == 3")
 			s.configure("lifecycle:alias")
@@ -137,8 +128,7 @@ func TestLifecycle(t *testing.T) {
 		"withdrawn and matched again": func(t *testing.T, s *service) {
 			s.Exec("original = m.f.__code__")
 			for range 3 {
-				s.configure("lifecycle:f")
-				s.await("lifecycle:f", "patched")
+				s.patch("lifecycle:f")
 				s.Exec("m.f()")
 				s.must("hits('lifecycle:f') == 1")
 				s.configure()
@@ -173,8 +163,7 @@ func TestLifecycle(t *testing.T) {
 		},
 		"closures made before and after": func(t *testing.T, s *service) {
 			s.Exec("before = [m.factory(i) for i in range(3)]; original, factory = before[0].__code__, m.factory.__code__")
-			s.configure("lifecycle:factory.<locals>.closure")
-			s.await("lifecycle:factory.<locals>.closure", "patched")
+			s.patch("lifecycle:factory.<locals>.closure")
 			s.Exec("after = [m.factory(i) for i in range(2)]")
 			s.must("[c() for c in before + after] == [0, 1, 2, 0, 1] and hits('lifecycle:factory.<locals>.closure') == 5")
 			s.configure()

@@ -114,6 +114,15 @@ func (s *service) await(target, state string) {
 	}
 }
 
+// patch makes targets all that is desired, and waits until each is patched.
+func (s *service) patch(targets ...string) {
+	s.t.Helper()
+	s.configure(targets...)
+	for _, target := range targets {
+		s.await(target, "patched")
+	}
+}
+
 // watch runs work within a window of the observer.
 func (s *service) watch(targets []string, work func()) map[string]observer.Report {
 	s.t.Helper()
@@ -305,8 +314,7 @@ func TestModuleTakenOutOfSysModulesKeepsItsCounts(t *testing.T) {
 	testenv.EachInterpreter(t, testenv.OnePerVersion(testenv.Engine), func(t *testing.T, in testenv.Interpreter) {
 		s := startService(t, in, testenv.Gates...)
 		s.Exec("import colorsys; original = colorsys.rgb_to_hsv.__code__")
-		s.configure("colorsys:rgb_to_hsv")
-		s.await("colorsys:rgb_to_hsv", "patched")
+		s.patch("colorsys:rgb_to_hsv")
 		s.Exec("colorsys.rgb_to_hsv(0, 0, 0); del sys.modules['colorsys']")
 		s.await("colorsys:rgb_to_hsv", "pending")
 		s.Exec("colorsys.rgb_to_hsv(0, 0, 0)")
@@ -331,8 +339,7 @@ VALUES = [copied(1), plain(1)]
 func TestPatchedFunctionIsPickledByValue(t *testing.T) {
 	testenv.EachInterpreter(t, testenv.OnePerVersion(testenv.Engine), func(t *testing.T, in testenv.Interpreter) {
 		s := startService(t, in, testenv.Gates...)
-		s.configure("shapes:plain")
-		s.await("shapes:plain", "patched")
+		s.patch("shapes:plain")
 		s.Exec(byValue)
 		if s.Eval("VALUES[0] == VALUES[1]") != true {
 			t.Errorf("the copy and the function return %v", s.Eval("VALUES"))
@@ -347,8 +354,7 @@ func TestReloadedModuleIsPatchedAgain(t *testing.T) {
 	testenv.EachInterpreter(t, testenv.Engine|testenv.Observer, func(t *testing.T, in testenv.Interpreter) {
 		s := startService(t, in, testenv.Gates...)
 		s.Exec("import colorsys; first = colorsys.rgb_to_hsv; original = first.__code__")
-		s.configure("colorsys:rgb_to_hsv")
-		s.await("colorsys:rgb_to_hsv", "patched")
+		s.patch("colorsys:rgb_to_hsv")
 		// Before reload() returns, so that the first call counts.
 		s.Exec("import importlib; importlib.reload(colorsys); colorsys.rgb_to_hsv(0, 0, 0)")
 		if hits := s.hits("colorsys:rgb_to_hsv"); hits != "1" {

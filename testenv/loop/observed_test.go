@@ -29,9 +29,7 @@ func TestObserverReadsWhatTheEngineDid(t *testing.T) {
 		}
 		const outer, inner, plain = "targets:outer", "targets:outer.<locals>.inner", "targets:innermost"
 		before := map[string]uint64{outer: id("t.outer.__code__"), inner: id("t.code_in(t.outer, 'inner')"), plain: id("t.innermost.__code__")}
-		s.configure(inner, plain)
-		s.await(inner, "patched")
-		s.await(plain, "patched")
+		s.patch(inner, plain)
 		s.Exec("for _ in range(3): t.innermost(1); t.outer(1)[0](2)")
 
 		p, err := pyframes.OpenProcess(s.PID())
